@@ -1,0 +1,1 @@
+"""The wire: message definitions, their generated code, and the block hash that all parts share."""
