@@ -1,0 +1,1 @@
+"""The engine: which tokens to compute in which step. Standard library only."""

@@ -1,0 +1,31 @@
+"""How one request's tokens are chosen. Values are validated at the gateway and again when parsed off the wire."""
+
+from dataclasses import dataclass
+
+GREEDY_BELOW = 1e-5  # temperatures under this are greedy (vLLM's convention)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Sampling is a pure function of the logits, the request's tokens, these values and the position."""
+
+    max_tokens: int  # output tokens, those emitted elsewhere before included
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # the model's end-of-sequence ids included, unless ignore_eos
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()  # empty: all
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None  # None: none; 0: the sampled token's only; n: and the n most likely
+    prompt_logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
