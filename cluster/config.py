@@ -1,4 +1,6 @@
-"""What is to run: the deployment's specification, as the CLI resolved it. Plain data, JSON on the way to Ray."""
+"""What is to run: the deployment's specification, as the CLI resolved it. Plain data, JSON on the
+way to Ray.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -42,8 +44,9 @@ class DeploymentSpec:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """Passed to the ClusterScheduler actor's constructor: a restart runs it again with the same values, so the
-    gRPC port is fixed before the first start and gateways find the new incarnation where the old one was."""
+    """Passed to the ClusterScheduler actor's constructor: a restart runs it again with the same
+    values, so the gRPC port is fixed before the first start and gateways find the new incarnation
+    where the old one was."""
 
     host: str  # address others reach it under
     port: int

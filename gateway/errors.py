@@ -51,8 +51,8 @@ class InvalidRequestError(APIError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """Worded so that LangChain ("Input tokens exceed the configured limit") and LiteLLM ("maximum context
-    length") both recognise it."""
+    """Worded so that LangChain ("Input tokens exceed the configured limit") and LiteLLM ("maximum
+    context length") both recognise it."""
 
     default_code = "context_length_exceeded"
 
@@ -80,7 +80,9 @@ class ModelNotFoundError(NotFoundError):
     default_code = "model_not_found"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model}` does not exist or you do not have access to it.", param="model")
+        super().__init__(
+            f"The model `{model}` does not exist or you do not have access to it.", param="model"
+        )
 
 
 class MethodNotAllowedError(APIError):

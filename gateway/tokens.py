@@ -1,7 +1,8 @@
-"""Data between the text side of the gateway and its network side: token ids and what belongs to them.
+"""Data between the text side of the gateway and its network side: token ids and what belongs to
+them.
 
-The text side (routes, generation) makes a TokenRequest and reads TokenDeltas; the network side (router,
-clients) turns them into messages. No protobuf and no HTTP here.
+The text side (routes, generation) makes a TokenRequest and reads TokenDeltas; the network side
+(router, clients) turns them into messages. No protobuf and no HTTP here.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """Validated and resolved: no field means "ask the model's defaults". Meanings as in protos/common.proto."""
+    """Validated and resolved: no field means "ask the model's defaults". Meanings as in
+    protos/common.proto.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -35,7 +38,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """One choice of one request: with n > 1 the gateway makes n of these, each with its own seed."""
+    """One choice of one request: n > 1 makes n of these, each with a seed of its own."""
 
     request_id: str
     model: str  # a served name
@@ -94,10 +97,11 @@ class ModelInfo:
 
 
 class TokenStream(Protocol):
-    """One running request. Read by one task; `abort` may be called at any time, also after the end."""
+    """One running request. Read by one task; `abort` may be called at any time, even at the end."""
 
     async def read(self) -> list[TokenDelta]:
-        """All deltas since the last read (at least one). The last delta of a request has a finish_reason.
+        """All deltas since the last read (at least one). The last delta of a request has a
+        finish_reason.
 
         Raises: gateway.errors.APIError when the request failed for good.
         """
@@ -127,9 +131,11 @@ class ClusterView(Protocol):
     def model(self, served_name: str) -> ModelInfo | None: ...
 
     def unhealthy_reason(self) -> str | None:
-        """None if every model has a replica that makes progress; else a sentence for /health and /readyz."""
+        """None if every model has a replica that makes progress; else a sentence for /health and
+        /readyz.
+        """
         ...
 
     async def model_files(self, digest: str) -> dict[str, bytes]:
-        """Tokenizer, chat template and generation defaults by file name; fetched once per digest."""
+        """Tokenizer, chat template, generation defaults by file name; fetched once a digest."""
         ...

@@ -1,8 +1,8 @@
 """The portable key of a KV block: a hash over all tokens up to and including the block.
 
-The gateway (routing), the block pool (prefix cache) and the cluster scheduler (prefix index) share it, so
-it is defined once, here. Keyed BLAKE2b (RFC 7693), 128 bits: tenants share a cache, so a collision must
-not be constructible.
+The gateway (routing), the block pool (prefix cache) and the cluster scheduler (prefix index) share
+it, so it is defined once, here. Keyed BLAKE2b (RFC 7693), 128 bits: tenants share a cache, so a
+collision must not be constructible.
 """
 
 from array import array

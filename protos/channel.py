@@ -1,7 +1,8 @@
 """Options and bounds that both ends of every Shoal gRPC channel agree on.
 
-A stream that is silent for a while (a long prefill) must not be cut for "too many pings", and one bad ping
-policy would take every stream on the channel with it; hence the permissive keepalive on both ends.
+A stream that is silent for a while (a long prefill) must not be cut for "too many pings", and one
+bad ping policy would take every stream on the channel with it; hence the permissive keepalive on
+both ends.
 """
 
 ChannelOptions = list[tuple[str, int]]

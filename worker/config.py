@@ -54,4 +54,5 @@ class ShardConfig:
     served_names: tuple[str, ...]
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
-    deployment_json: str = ""  # the deployment's own spec, opaque here: what a restarted scheduler reads back
+    # the deployment's own spec, opaque here: what a restarted scheduler reads back
+    deployment_json: str = ""

@@ -1,7 +1,7 @@
 """The text side of a model directory: what a gateway needs to turn text into token ids and back.
 
-Gateways fetch these files from the cluster by digest, so they need no shared disk. Plain bytes; nothing is
-parsed here.
+Gateways fetch these files from the cluster by digest, so they need no shared disk. Plain bytes;
+nothing is parsed here.
 """
 
 from hashlib import sha256

@@ -1,4 +1,4 @@
-"""What a leader tells the cluster about itself: the only view the control plane has of an engine."""
+"""What a leader tells the cluster: the only view the control plane has of an engine."""
 
 from dataclasses import dataclass, field
 

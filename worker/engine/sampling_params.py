@@ -1,4 +1,6 @@
-"""How one request's tokens are chosen. Values are validated at the gateway and again when parsed off the wire."""
+"""How one request's tokens are chosen. Values are validated at the gateway and again when parsed
+off the wire.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +9,9 @@ GREEDY_BELOW = 1e-5  # temperatures under this are greedy (vLLM's convention)
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Sampling is a pure function of the logits, the request's tokens, these values and the position."""
+    """Sampling is a pure function of the logits, the request's tokens, these values and the
+    position.
+    """
 
     max_tokens: int  # output tokens, those emitted elsewhere before included
     temperature: float = 1.0
@@ -19,7 +23,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int = 0
     min_tokens: int = 0
-    stop_token_ids: tuple[int, ...] = ()  # the model's end-of-sequence ids included, unless ignore_eos
+    # the model's end-of-sequence ids included, unless ignore_eos
+    stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
     bad_words: tuple[tuple[int, ...], ...] = ()

@@ -1,8 +1,9 @@
-"""What one step computes and what came of it: pure data between the engine, the executor and every rank.
+"""What one step computes and what came of it: pure data between the engine, the executor and every
+rank.
 
-A plan is self-contained for followers: it carries the token ids to compute, so no rank needs to know what
-another sampled. `slot` is a small integer that stands for a request in the runner's persistent tables
-(block table, sampler state) from its admission to its release.
+A plan is self-contained for followers: it carries the token ids to compute, so no rank needs to
+know what another sampled. `slot` is a small integer that stands for a request in the runner's
+persistent tables (block table, sampler state) from its admission to its release.
 """
 
 from dataclasses import dataclass, field
@@ -58,4 +59,5 @@ class StepResult:
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None  # None: nobody asked
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # slot -> this chunk's
+    # slot -> this chunk's
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)

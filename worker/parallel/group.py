@@ -1,8 +1,9 @@
 """The tensor-parallel group: the collectives that layers, runner and start-up use.
 
-`tp: TPGroup` is passed to constructors, never looked up, so a layer can be built at any pretended rank in a
-test. With one rank every collective is the identity. All calls are collective: each rank makes the same
-calls in the same order (Megatron-LM, Shoeybi et al. 2019, for the sharding they serve).
+`tp: TPGroup` is passed to constructors, never looked up, so a layer can be built at any pretended
+rank in a test. With one rank every collective is the identity. All calls are collective: each rank
+makes the same calls in the same order (Megatron-LM, Shoeybi et al. 2019, for the sharding they
+serve).
 """
 
 from datetime import timedelta
@@ -56,8 +57,8 @@ class SingleGroup:
 class DistributedGroup:
     """Ranks in processes of their own: NCCL on GPUs, gloo on CPUs.
 
-    The default process group belongs to this object; a process serves one replica's rank and nothing else.
-    A collective that a dead peer never joins raises after `timeout_s`.
+    The default process group belongs to this object; a process serves one replica's rank and
+    nothing else. A collective that a dead peer never joins raises after `timeout_s`.
     """
 
     def __init__(

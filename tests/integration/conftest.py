@@ -1,0 +1,20 @@
+"""One real cluster for all tests of this folder: the demo model over two tensor-parallel shard
+actors.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live import LiveCluster, serve
+
+# The second name is the one on LangChain's page about vLLM: that code must run here as it stands.
+SERVED_NAMES = ("shoal-demo", "mosaicml/mpt-7b")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
+    folder = tmp_path_factory.mktemp("serve")
+    flags = ("--served-model-name", *SERVED_NAMES, "--tensor-parallel-size", "2")
+    with serve(folder, *flags) as live:
+        yield live
