@@ -47,7 +47,10 @@ class ShardActor:
         """Loads and serves. The leader returns what the registry must know, followers an empty
         dict.
         """
-        return await self.shard.start(config, scheduler_address)
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        return await self.shard.start(config, scheduler_address, host)
 
     async def describe(self) -> dict[str, Any]:
         """Leader only: all that a restarted scheduler needs to take this replica back."""

@@ -1,0 +1,61 @@
+"""POST /v1/chat/completions."""
+
+import time
+
+from fastapi import APIRouter
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.chunks import ChatChunks
+from gateway.generation import ChoiceResult
+from gateway.logprobs import chat_logprobs, prompt_logprobs
+from gateway.planning import plan_chat
+from gateway.routes.answering import Answering, begin, fingerprint, stream, whole
+from gateway.schemas.answers import AssistantMessage, ChatChoice, ChatCompletion
+from gateway.schemas.chat import ChatRequest
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    answering = await begin(request, body, "chatcmpl", plan_chat)
+    if body.stream:
+        head = answering.chunk_head(int(time.time()), body.top_logprobs or 0)
+        return stream(request, answering, ChatChunks(head))
+    return await whole(request, answering, _answer)
+
+
+def _answer(answering: Answering, results: list[ChoiceResult]) -> ChatCompletion:
+    body, asker, generation = answering.body, answering.asker, answering.generation
+    assert isinstance(body, ChatRequest)
+    scores = results[0].prompt_logprobs if body.prompt_logprobs is not None else None
+    num_prompt_top = body.prompt_logprobs or 0
+    return ChatCompletion(
+        id=asker.completion_id,
+        created=int(time.time()),
+        model=asker.model_name,
+        system_fingerprint=fingerprint(asker.model),
+        choices=[_choice(result, body, answering) for result in results],
+        usage=generation.usage(),
+        prompt_logprobs=UNSET
+        if scores is None
+        else prompt_logprobs(scores, num_prompt_top, asker.text.tokenizer),
+        prompt_token_ids=generation.prompt_ids[0] if body.return_token_ids else UNSET,
+    )
+
+
+def _choice(result: ChoiceResult, body: ChatRequest, answering: Answering) -> ChatChoice:
+    tokenizer = answering.asker.text.tokenizer
+    logprobs = None
+    if result.logprobs is not None:
+        logprobs = chat_logprobs(result.logprobs, body.top_logprobs or 0, tokenizer)
+    return ChatChoice(
+        index=result.index,
+        message=AssistantMessage(content=result.text),
+        logprobs=logprobs,
+        finish_reason=result.finish_reason,
+        stop_reason=result.stop_reason,
+        token_ids=result.token_ids if body.return_token_ids else UNSET,
+    )

@@ -1,0 +1,70 @@
+"""Supervision of long-lived streams, without any gRPC."""
+
+import asyncio
+import time
+
+from gateway.standing_stream import Backoff, run_until_lost
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def broken() -> None:
+    raise ValueError("boom")
+
+
+async def ended() -> None:
+    return
+
+
+def far() -> float:
+    return time.monotonic() + 60.0
+
+
+async def test_first_part_to_end_ends_the_stream() -> None:
+    loss = await run_until_lost([forever(), ended()], far)
+    assert loss.message == "the peer ended the stream"
+    assert loss.code is None
+
+
+async def test_failure_of_a_part_is_the_reason() -> None:
+    loss = await run_until_lost([forever(), broken()], far)
+    assert loss.message == "ValueError: boom"
+
+
+async def test_silence_ends_the_stream_and_its_parts() -> None:
+    has_ended = asyncio.Event()
+
+    async def part() -> None:
+        try:
+            await forever()
+        finally:
+            has_ended.set()
+
+    lost_at = time.monotonic() + 0.05
+    loss = await run_until_lost([part()], lambda: lost_at)
+    assert loss.message == "the peer is silent"
+    assert has_ended.is_set()
+
+
+async def test_cancelling_the_supervisor_ends_the_parts() -> None:
+    part = asyncio.create_task(forever())
+
+    async def waits_for_part() -> None:
+        await part
+
+    supervisor = asyncio.create_task(run_until_lost([waits_for_part()], far))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    supervisor.cancel()
+    await asyncio.gather(supervisor, return_exceptions=True)
+    assert part.cancelled()
+
+
+def test_backoff_doubles_to_its_limit_and_resets() -> None:
+    backoff = Backoff(first_s=0.1, limit_s=0.4)
+    for ceiling in (0.1, 0.2, 0.4, 0.4):
+        assert ceiling / 2 <= backoff.next_s() <= ceiling
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
