@@ -1,0 +1,247 @@
+"""The engine: requests in, one step at a time, outputs out. Pure and synchronous.
+
+Joins the BatchScheduler's decisions to the executor's results and ends requests. Knows no threads
+and no wire; EngineLoop drives it in production, tests drive it directly.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable
+
+from protos.block_hash import BlockHash, root_hash
+from worker.config import EngineConfig
+from worker.engine.batch_scheduler import BatchScheduler
+from worker.engine.block_pool import BlockPool, CacheEvents
+from worker.engine.executor import Executor
+from worker.engine.kv_cache_manager import KVCacheManager
+from worker.engine.request import (
+    ErrorCode,
+    FinishReason,
+    NewRequest,
+    Request,
+    RequestError,
+    RequestOutput,
+    Status,
+)
+from worker.engine.stats import EngineStats
+from worker.engine.step import StepPlan, StepResult
+from worker.engine.validation import max_total_tokens, validate
+from worker.errors import InvalidRequest
+from worker.report import EngineCounters, ReplicaLoad
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 1.0
+
+
+class Engine:
+    """Owned by one thread, the engine thread; nothing here may be called from another.
+
+    Invariant: every request added ends with exactly one output that has a finish_reason; when no
+    request is live, every block is free.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.steps = 0
+        self._executor = executor
+        self._clock = clock
+        self._stats = EngineStats()
+        self._pool = BlockPool(config.num_blocks, config.block_size, config.enable_prefix_caching)
+        self._scheduler = BatchScheduler(
+            KVCacheManager(self._pool),
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            self._stats,
+        )
+        self._requests: dict[Hashable, dict[int, Request]] = {}
+        self._num_requests = 0
+        self._num_added = 0
+        self._outputs: list[RequestOutput] = []  # made between steps; the next step returns them
+
+    @property
+    def has_work(self) -> bool:
+        return self._num_requests > 0
+
+    def add(self, new: NewRequest) -> None:
+        """Take a request in. One that breaks a rule becomes an error output and harms nobody."""
+        live = self._requests.get(new.owner, {}).get(new.handle)
+        if live is not None:
+            taken = _invalid(f"handle {new.handle} stands for another live request", "handle")
+            self._end(live, "error", error=taken)
+            return
+        refusal = self._refusal(new)
+        if refusal is not None:
+            self.refuse(new, refusal)
+            return
+        self._num_added += 1
+        limit = max_total_tokens(new, self.config)
+        request = Request(new, limit, self._num_added, root_hash(new.cache_salt))
+        logger.debug("added request_id=%s traceparent=%s", new.request_id, new.traceparent)
+        self._requests.setdefault(new.owner, {})[new.handle] = request
+        self._num_requests += 1
+        reason = request.finish_reason() if new.emitted_token_ids else None
+        if reason is not None:  # what was emitted elsewhere is all of it
+            request.status = Status.FINISHED
+            self._end(request, reason)
+        else:
+            self._scheduler.add(request)
+
+    def refuse(self, new: NewRequest, error: RequestError) -> None:
+        """Answer a request that was never taken in."""
+        self._stats.count_finish("error")
+        self._outputs.append(
+            RequestOutput(new.owner, new.handle, new.request_id, [], "error", error=error)
+        )
+
+    def abort(self, owner: Hashable, handles: Iterable[int]) -> None:
+        """Ends these at once; handles that have ended already are passed over."""
+        live = self._requests.get(owner, {})
+        for request in [live[handle] for handle in handles if handle in live]:
+            self._end(request, "abort")
+
+    def abort_owner(self, owner: Hashable) -> None:
+        """Ends everything an owner has submitted."""
+        for request in list(self._requests.get(owner, {}).values()):
+            self._end(request, "abort")
+
+    def fail_all(self, error: RequestError) -> None:
+        """Ends every live request with an error."""
+        for live in list(self._requests.values()):
+            for request in list(live.values()):
+                self._end(request, "error", error=error)
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one plan, if there is something to compute.
+
+        Raises: whatever the executor raises; no request has been changed then, and `fail_all` still
+        works.
+        """
+        started_s = self._clock()
+        self._end_expired(started_s)
+        plan = self._scheduler.schedule(self.steps, started_s)
+        if plan is not None:
+            result = self._executor.execute(plan)
+            self.steps += 1
+            now_s = self._clock()
+            self._update(plan, result, now_s)
+            self._stats.step_seconds += now_s - started_s
+        return self.take_outputs()
+
+    def take_outputs(self) -> list[RequestOutput]:
+        """Outputs made since the last step or call, without computing anything."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def load(self) -> ReplicaLoad:
+        return ReplicaLoad(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            backlog_tokens=self._scheduler.backlog_tokens(),
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            steps=self.steps,
+            max_num_seqs=self._scheduler.max_num_seqs,
+        )
+
+    def counters(self) -> EngineCounters:
+        return self._stats.counters()
+
+    def drain_cache_events(self) -> CacheEvents | None:
+        """What entered and left the prefix cache since the last call; None: nothing."""
+        return self._pool.drain_events()
+
+    def cached_hashes(self) -> list[BlockHash]:
+        """The whole prefix cache."""
+        return self._pool.cached_hashes()
+
+    def check_integrity(self) -> None:
+        """Walks the block pool. Raises: AssertionError."""
+        self._pool.check_integrity()
+
+    def close(self) -> None:
+        """Releases the executor. Nothing may be called afterwards."""
+        self._executor.close()
+
+    def _refusal(self, new: NewRequest) -> RequestError | None:
+        try:
+            validate(new, self.config)
+        except InvalidRequest as error:
+            return _invalid(str(error), error.field)
+        if len(self._scheduler.waiting) >= self.config.max_num_waiting:
+            return RequestError(
+                ErrorCode.RESOURCE_EXHAUSTED,
+                f"{self.config.max_num_waiting} requests are waiting already",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return None
+
+    def _update(self, plan: StepPlan, result: StepResult, now_s: float) -> None:
+        if result.prompt_logprobs:
+            self._collect_prompt_logprobs(result)
+        sampled = self._scheduler.advance(plan)
+        assert len(sampled) == len(result.token_ids), "the result does not fit the plan"
+        self._stats.generation_tokens += len(sampled)
+        all_logprobs, outputs = result.logprobs, self._outputs
+        for i, (request, token_id) in enumerate(zip(sampled, result.token_ids, strict=True)):
+            request.token_ids.append(token_id)
+            output = RequestOutput(request.owner, request.handle, request.request_id, [token_id])
+            if all_logprobs is not None and (logprobs := all_logprobs[i]) is not None:
+                output.logprobs = [logprobs]
+            if request.first_token_s is None:
+                self._note_first_token(request, output, now_s)
+            reason = request.finish_reason()
+            if reason is None:
+                outputs.append(output)
+            else:
+                self._finish(request, reason, output, now_s)
+
+    def _collect_prompt_logprobs(self, result: StepResult) -> None:
+        by_slot = {request.slot: request for request in self._scheduler.running}
+        for slot, logprobs in result.prompt_logprobs.items():
+            by_slot[slot].prompt_logprobs += logprobs
+
+    def _note_first_token(self, request: Request, output: RequestOutput, now_s: float) -> None:
+        request.first_token_s = now_s
+        output.timing = request.timing(now_s)
+        if request.sampling.prompt_logprobs is not None:
+            output.prompt_logprobs = request.prompt_logprobs
+
+    def _end_expired(self, now_s: float) -> None:
+        for request in self._scheduler.pop_expired(now_s):
+            waited_s = now_s - request.arrival_s
+            message = f"the request's deadline passed after {waited_s:.3f} s in the queue"
+            error = RequestError(ErrorCode.DEADLINE_EXCEEDED, message)
+            self._end(request, "error", error=error)
+
+    def _end(
+        self, request: Request, reason: FinishReason, error: RequestError | None = None
+    ) -> None:
+        """Ends a request with no token of its own."""
+        self._finish(request, reason, request.output([], error=error), self._clock())
+
+    def _finish(
+        self, request: Request, reason: FinishReason, output: RequestOutput, now_s: float
+    ) -> None:
+        output.finish_reason = reason
+        output.timing = request.timing(now_s)
+        if reason == "stop":
+            output.stop_token_id = request.token_ids[-1]
+        self._scheduler.remove(request)
+        self._stats.count_finish(reason)
+        live = self._requests[request.owner]
+        del live[request.handle]
+        if not live:
+            del self._requests[request.owner]
+        self._num_requests -= 1
+        self._outputs.append(output)
+        assert self._num_requests or self._pool.is_all_free(), "idle, but blocks are missing"
+
+
+def _invalid(message: str, field: str) -> RequestError:
+    return RequestError(ErrorCode.INVALID_ARGUMENT, message, field)
