@@ -53,3 +53,6 @@ class SchedulerConfig:
     metrics_port: int = 0  # Prometheus; 0: none
     report_timeout_s: float = 3.0  # a leader silent for longer is suspect
     hang_timeout_s: float = 60.0  # work pending and no step for longer: hung
+    lost_timeout_s: float = 15.0  # a leader without a report or a ping for longer is replaced
+    placement_timeout_s: float = 30.0  # for a replica's resources
+    start_timeout_s: float = 1800.0  # for loading a replica
