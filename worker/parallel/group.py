@@ -6,6 +6,8 @@ makes the same calls in the same order (Megatron-LM, Shoeybi et al. 2019, for th
 serve).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
@@ -13,9 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from worker.errors import ShardError
+
 
 class TPGroup(Protocol):
-    """Owned by the thread that runs the model."""
+    """Owned by the thread that runs the model; `abort` may be called from any thread.
+
+    Collectives raise ShardError when a rank has failed; the group is then of no more use.
+    """
 
     rank: int
     size: int
@@ -30,6 +37,10 @@ class TPGroup(Protocol):
 
     def min_int(self, value: int) -> int:
         """The smallest value over ranks."""
+        ...
+
+    def abort(self) -> None:
+        """Ends the collective under way and fails all later ones, as far as this group can."""
         ...
 
     def close(self) -> None: ...
@@ -50,6 +61,9 @@ class SingleGroup:
     def min_int(self, value: int) -> int:
         return value
 
+    def abort(self) -> None:
+        return None
+
     def close(self) -> None:
         return None
 
@@ -58,39 +72,60 @@ class DistributedGroup:
     """Ranks in processes of their own: NCCL on GPUs, gloo on CPUs.
 
     The default process group belongs to this object; a process serves one replica's rank and
-    nothing else. A collective that a dead peer never joins raises after `timeout_s`.
+    nothing else. A collective that a dead peer never joins raises after `timeout_s`, with gloo at
+    once.
     """
 
     def __init__(
-        self, rank: int, size: int, rendezvous: str, device: torch.device, timeout_s: float = 60.0
+        self, rank: int, size: int, store: dist.Store, device: torch.device, timeout_s: float = 60.0
     ) -> None:
         self.rank = rank
         self.size = size
         self._device = device
-        host, _, port = rendezvous.rpartition(":")
-        timeout = timedelta(seconds=timeout_s)
-        store = dist.TCPStore(host, int(port), size, is_master=False, timeout=timeout)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-        )
+        self._is_open = True
+        with _as_shard_error(rank):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout_s),
+                device_id=device if device.type == "cuda" else None,
+            )
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x)
+        with _as_shard_error(self.rank):
+            dist.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts, dim=-1)
+        parts = x.new_empty((self.size, *x.shape))
+        with _as_shard_error(self.rank):
+            dist.all_gather(list(parts.unbind()), x.contiguous())
+        return parts.movedim(0, -2).flatten(-2)
 
     def min_int(self, value: int) -> int:
         x = torch.tensor([value], dtype=torch.int64, device=self._device)
-        dist.all_reduce(x, op=dist.ReduceOp.MIN)
-        return int(x.item())
+        with _as_shard_error(self.rank):
+            dist.all_reduce(x, op=dist.ReduceOp.MIN)
+            return int(x.item())
+
+    def abort(self) -> None:
+        """Ends NCCL's kernels; gloo notices a dead peer by itself, by its connections."""
+        group = dist.group.WORLD
+        if self._is_open and self._device.type == "cuda" and group is not None:
+            group.abort()
 
     def close(self) -> None:
-        dist.destroy_process_group()
+        if self._is_open:
+            self._is_open = False
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _as_shard_error(rank: int) -> Iterator[None]:
+    """torch reports every trouble between ranks as a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ShardError(f"tensor-parallel group broken at rank {rank}: {error}") from error
