@@ -125,7 +125,7 @@ class Client:
     async def info_when_idle(self) -> worker_pb2.WorkerInfo:
         """The load is published a moment after the last output."""
         async with asyncio.timeout(5):
-            while (info := await self.info()).num_running + info.num_waiting:
+            while (info := await self.info()).num_running + info.num_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         return info
 

@@ -1,0 +1,29 @@
+"""The feed-forward block of a decoder layer (GLU, Shazeer 2020)."""
+
+from torch import Tensor, nn
+
+from worker.layers.activation import ACTIVATIONS, gated
+from worker.layers.linear import ColumnParallelLinear, RowParallelLinear, TensorOptions
+from worker.parallel.group import TPGroup
+
+
+class GatedMLP(nn.Module):
+    """x: [T, hidden]; returns [T, hidden] on every rank, after one all-reduce."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        bias: bool,
+        tp: TPGroup,
+        options: TensorOptions,
+    ) -> None:
+        super().__init__()
+        self._activation = ACTIVATIONS[activation]
+        parts = {"gate": intermediate_size, "up": intermediate_size}
+        self.gate_up = ColumnParallelLinear(hidden_size, parts, bias, tp, options)
+        self.down = RowParallelLinear(intermediate_size, hidden_size, bias, tp, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(gated(self._activation, self.gate_up(x)))

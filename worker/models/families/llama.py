@@ -1,0 +1,79 @@
+"""Llama 1 to 3 and all that share its checkpoint layout (TinyLlama, SmolLM2, Yi, Falcon3 ...).
+
+Its functions are the base of the families that differ from it in a few fields.
+"""
+
+from worker.errors import CheckpointError
+from worker.layers.activation import ACTIVATIONS
+from worker.models.config import ModelConfig
+from worker.models.family import Family, Target, WeightMap
+from worker.models.rope import rope_spec
+from worker.models.spec import ModelSpec
+
+
+def build_spec(config: ModelConfig) -> ModelSpec:
+    raw = config.raw
+    activation = str(raw.get("hidden_act", "silu"))
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{config.path}: activation {activation!r} is not supported")
+    has_bias = bool(raw.get("attention_bias", False))
+    return ModelSpec(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=rope_spec(config),
+        activation=activation,
+        windows=(None,) * config.num_layers,
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        tied_head=bool(raw.get("tie_word_embeddings", False)),
+    )
+
+
+def build_weight_map(spec: ModelSpec) -> WeightMap:
+    targets = {
+        "model.embed_tokens.weight": Target("embedding.weight"),
+        "model.norm.weight": Target("norm.weight"),
+    }
+    if not spec.tied_head:
+        targets["lm_head.weight"] = Target("lm_head.weight")
+    for layer in range(spec.num_layers):
+        for name, target in _layer_targets(spec).items():
+            parameter = f"layers.{layer}.{target.parameter}"
+            targets[f"model.layers.{layer}.{name}"] = Target(parameter, target.part)
+    return WeightMap(
+        targets,
+        # Buffers that old versions of transformers saved, and the copy of a tied head.
+        ignored_suffixes=("rotary_emb.inv_freq",),
+        ignored_names=frozenset({"lm_head.weight"} if spec.tied_head else ()),
+    )
+
+
+def _layer_targets(spec: ModelSpec) -> dict[str, Target]:
+    targets = {
+        "input_layernorm.weight": Target("attention_norm.weight"),
+        "post_attention_layernorm.weight": Target("mlp_norm.weight"),
+    }
+    if spec.qk_norm:
+        targets["self_attn.q_norm.weight"] = Target("attention.qk_norm.q_weight")
+        targets["self_attn.k_norm.weight"] = Target("attention.qk_norm.k_weight")
+    for kind in ("weight", "bias"):
+        if kind == "weight" or spec.qkv_bias:
+            for part in "qkv":
+                targets[f"self_attn.{part}_proj.{kind}"] = Target(f"attention.qkv.{kind}", part)
+        if kind == "weight" or spec.output_bias:
+            targets[f"self_attn.o_proj.{kind}"] = Target(f"attention.output.{kind}")
+        if kind == "weight" or spec.mlp_bias:
+            for part in ("gate", "up"):
+                targets[f"mlp.{part}_proj.{kind}"] = Target(f"mlp.gate_up.{kind}", part)
+            targets[f"mlp.down_proj.{kind}"] = Target(f"mlp.down.{kind}")
+    return targets
+
+
+FAMILY = Family(("LlamaForCausalLM",), build_spec, build_weight_map)

@@ -1,0 +1,103 @@
+"""From a StepPlan to a step's input tensors, over block tables that persist from step to step.
+
+Plans carry only what is new; the tables here remember the rest, one row a slot. Everything per
+token is array arithmetic. Owned by the ModelRunner's thread; each rank keeps its own copy and all
+stay equal, since all see the same plans.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worker.attention.base import BatchLayout
+from worker.engine.step import ScheduledSequence, StepPlan
+from worker.layers.shard import divide_up
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's tensors. T tokens, S sampled sequences."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64
+    layout: BatchLayout
+    sampled_rows: Tensor  # [S] int64: the tokens whose successors are sampled
+    sampled_slots: list[int]  # [S]
+    first_rows: list[int]  # per sequence: its first token
+
+
+class InputBatch:
+    """Block tables by slot. Invariant: a row is filled exactly as far as its sequence's blocks."""
+
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        width = divide_up(max_model_len, block_size)
+        self._block_size = block_size
+        self._dtype, self._device = dtype, device
+        self._tables = np.zeros((max_num_seqs, width), dtype=np.int32)
+        self._num_blocks = [0] * max_num_seqs
+
+    def apply(self, plan: StepPlan) -> None:
+        """Takes over the plan's changes of slots and tables; before `build`."""
+        for slot in plan.released:
+            self._num_blocks[slot] = 0
+        for admitted in plan.admitted:
+            self._num_blocks[admitted.slot] = 0
+        for sequence in plan.sequences:
+            if sequence.new_block_ids:
+                self._append(sequence.slot, sequence.new_block_ids)
+
+    def _append(self, slot: int, block_ids: list[int]) -> None:
+        start = self._num_blocks[slot]
+        stop = start + len(block_ids)
+        self._tables[slot, start:stop] = block_ids
+        self._num_blocks[slot] = stop
+
+    def build(self, plan: StepPlan) -> StepInputs:
+        """The plan must schedule at least one token."""
+        slots, starts, lens = _columns(plan.sequences)
+        context_lens = starts + lens
+        num_columns = divide_up(int(context_lens.max()), self._block_size)
+        tables = self._tables[slots, :num_columns]
+        ends = np.cumsum(lens)
+        firsts = ends - lens
+        rows = np.repeat(np.arange(len(slots)), lens)  # [T] sequence of each token
+        positions = np.arange(ends[-1]) + (starts - firsts)[rows]
+        blocks = tables[rows, positions // self._block_size].astype(np.int64)
+        slot_mapping = blocks * self._block_size + positions % self._block_size
+        is_sampled = [sequence.is_sampled for sequence in plan.sequences]
+        return StepInputs(
+            token_ids=self._tensor(np.array(plan.token_ids, dtype=np.int64)),
+            positions=self._tensor(positions),
+            slot_mapping=self._tensor(slot_mapping),
+            layout=BatchLayout(
+                query_lens=lens.astype(np.int32),
+                context_lens=context_lens.astype(np.int32),
+                block_tables=tables,
+                block_size=self._block_size,
+                dtype=self._dtype,
+                device=self._device,
+            ),
+            sampled_rows=self._tensor(ends[is_sampled] - 1),
+            sampled_slots=[s.slot for s in plan.sequences if s.is_sampled],
+            first_rows=firsts.tolist(),
+        )
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _columns(sequences: list[ScheduledSequence]) -> npt.NDArray[np.int64]:
+    """Slots, starts and lengths: [3, R]."""
+    rows = [(s.slot, s.start, s.num_tokens) for s in sequences]
+    return np.ascontiguousarray(np.array(rows, dtype=np.int64).T)

@@ -1,0 +1,216 @@
+"""One rank's model: loads its weights, owns its KV cache, and computes what a StepPlan says.
+
+It knows nothing of requests, queues or other replicas; the leader's engine decides, and every rank
+runs the same plans in the same order. Rank 0 samples; what the others return is empty.
+"""
+
+import logging
+import os
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from worker.attention.base import ForwardContext, LayerKVCache
+from worker.attention.registry import attention_backend
+from worker.config import RunnerConfig
+from worker.engine.step import StepPlan, StepResult, TokenLogprobs
+from worker.errors import MemoryPlanError
+from worker.layers.linear import TensorOptions
+from worker.layers.shard import split_heads
+from worker.memory_plan import (
+    MemoryPlan,
+    fitted_max_model_len,
+    host_available_bytes,
+    plan_memory,
+    resolve_max_model_len,
+)
+from worker.models.config import ModelConfig, load_model_config
+from worker.models.decoder import Decoder
+from worker.models.loader import Progress, load_weights
+from worker.models.registry import find_family
+from worker.models.spec import ModelSpec
+from worker.parallel.group import TPGroup
+from worker.runner.allocator import keep_freed_memory
+from worker.runner.input_batch import InputBatch, StepInputs
+from worker.runner.kv_cache import allocate_kv_caches
+from worker.runner.logits import prompt_logprobs
+from worker.runner.prompt_scoring import PromptScoring, ScoredChunk
+from worker.runner.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+_SCORED_ROWS = 256  # prompt rows through the head at once: bounds rows x vocabulary of fp32
+
+
+class ModelRunner:
+    """Life: construct, `load`, `plan_num_blocks`, `allocate_kv_cache`, then `execute` step by step.
+
+    Owned by one thread. Invariant: all ranks are given the same calls with the same arguments.
+    """
+
+    def __init__(
+        self, config: RunnerConfig, tp: TPGroup, device: torch.device | str = "auto"
+    ) -> None:
+        self.model_config: ModelConfig = load_model_config(config.model_path)
+        self._family = find_family(self.model_config)
+        self.spec: ModelSpec = self._family.build_spec(self.model_config)
+        self.device = resolve_device(config.device if device == "auto" else device)
+        self._config = config
+        self._tp = tp
+        self._backend = attention_backend(config.attention_backend, self.device)
+        self._max_model_len = resolve_max_model_len(self.model_config, config)
+        self.memory_plan = _plan_memory(self.model_config, config, tp.size, self.device)
+        self.dtype: torch.dtype = getattr(torch, self.memory_plan.dtype)
+        self._model: Decoder | None = None
+        self._kv_caches: list[LayerKVCache] = []
+        self._batch: InputBatch | None = None
+        self._scoring = PromptScoring()
+        self._sampler: Sampler | None = None
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.num_threads or default_num_threads(tp.size))
+            keep_freed_memory()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens: the model's or the configured limit; also the cache's, once it is allocated."""
+        return self._max_model_len
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Raises: CheckpointError when the weights do not match the model."""
+        start = monotonic()
+        options = TensorOptions(self.dtype, self.device)
+        model = Decoder(self.spec, self._max_model_len, self._tp, options)
+        weights = self._family.build_weight_map(self.spec)
+        load_weights(model, self._config.model_path, weights, progress)
+        self._model = model.eval()
+        logger.info("rank=%d weights loaded in %.2f s", self._tp.rank, monotonic() - start)
+
+    def plan_num_blocks(self) -> int:
+        """What this rank's memory allows; the group takes the smallest."""
+        return self.memory_plan.num_blocks
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        """The same count on every rank. From here on the runner can execute plans."""
+        spec, config = self.spec, self._config
+        _, num_kv_heads = split_heads(spec.num_heads, spec.num_kv_heads, self._tp.size)
+        self._max_model_len = fitted_max_model_len(config, self._max_model_len, num_blocks)
+        if num_blocks * config.block_size < self._max_model_len:
+            raise MemoryPlanError(
+                f"{num_blocks} blocks hold less than one sequence of {self._max_model_len} tokens"
+            )
+        self._kv_caches = allocate_kv_caches(
+            spec.num_layers,
+            num_blocks,
+            config.block_size,
+            num_kv_heads,
+            spec.head_dim,
+            self.dtype,
+            self.device,
+        )
+        self._batch = InputBatch(
+            config.max_num_seqs, self._max_model_len, config.block_size, self.dtype, self.device
+        )
+        if self._tp.rank == 0:
+            self._sampler = Sampler(spec.vocab_size, config.max_num_seqs, self.device)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Computes one step. Collective over the ranks."""
+        self._apply(plan)
+        if not plan.sequences:
+            return StepResult(token_ids=[])
+        inputs = self._inputs(plan)
+        hidden = self._forward(inputs)
+        scored = self._score_prompts(plan, inputs, hidden)
+        if not inputs.sampled_slots:
+            return StepResult(token_ids=[], prompt_logprobs=scored)
+        logits = self._logits(hidden, inputs.sampled_rows)
+        if self._sampler is None:
+            return StepResult(token_ids=[])
+        token_ids, logprobs = self._sampler.sample(logits, inputs.sampled_slots)
+        return StepResult(token_ids, logprobs, scored)
+
+    @torch.inference_mode()
+    def compute_logits(self, plan: StepPlan) -> Tensor:
+        """As `execute`, but returns the sampled sequences' logits: [S, vocab_size], on any rank."""
+        self._apply(plan)
+        inputs = self._inputs(plan)
+        return self._logits(self._forward(inputs), inputs.sampled_rows)
+
+    def _apply(self, plan: StepPlan) -> None:
+        assert self._batch is not None, "execute before allocate_kv_cache"
+        self._batch.apply(plan)
+        for slot in plan.released:
+            self._scoring.release(slot)
+            if self._sampler is not None:
+                self._sampler.release(slot)
+        for sequence in plan.admitted:
+            self._scoring.admit(sequence)
+            if self._sampler is not None:
+                self._sampler.admit(sequence)
+
+    def _inputs(self, plan: StepPlan) -> StepInputs:
+        assert self._batch is not None, "execute before allocate_kv_cache"
+        return self._batch.build(plan)
+
+    def _forward(self, inputs: StepInputs) -> Tensor:
+        assert self._model is not None, "execute before load"
+        ctx = ForwardContext(
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            layout=inputs.layout,
+            kv_caches=self._kv_caches,
+            backend=self._backend,
+        )
+        return self._model(inputs.token_ids, ctx)
+
+    def _logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Only these rows go through the head. Collective. Returns [rows, vocab_size] fp32."""
+        assert self._model is not None, "execute before load"
+        return self._model.logits(hidden.index_select(0, rows)).float()
+
+    def _score_prompts(
+        self, plan: StepPlan, inputs: StepInputs, hidden: Tensor
+    ) -> dict[int, list[TokenLogprobs]]:
+        chunks = self._scoring.take(plan.sequences, inputs.first_rows)
+        return {chunk.slot: self._score(chunk, hidden) for chunk in chunks}
+
+    def _score(self, chunk: ScoredChunk, hidden: Tensor) -> list[TokenLogprobs]:
+        scores: list[TokenLogprobs] = []
+        for start in range(0, len(chunk.target_ids), _SCORED_ROWS):
+            target_ids = chunk.target_ids[start : start + _SCORED_ROWS]
+            first = chunk.first_row + start
+            rows = torch.arange(first, first + len(target_ids), device=self.device)
+            logits = self._logits(hidden, rows)
+            if self._tp.rank == 0:
+                targets = torch.tensor(target_ids, device=self.device)
+                scores += prompt_logprobs(logits, targets, chunk.num_top)
+        return scores
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def default_num_threads(ranks_on_host: int) -> int:
+    """Cores this process may run on, shared evenly."""
+    try:
+        num_cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        num_cores = os.cpu_count() or 1
+    return max(1, num_cores // ranks_on_host)
+
+
+def _plan_memory(
+    model: ModelConfig, config: RunnerConfig, tp_size: int, device: torch.device
+) -> MemoryPlan:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # What others hold of the card counts against the share that may be used.
+        available = free - int(total * (1 - config.memory_utilization))
+        available = int(max(0, available) / config.memory_utilization)
+        return plan_memory(model, config, tp_size, "cuda", available)
+    return plan_memory(model, config, tp_size, "cpu", host_available_bytes())
