@@ -183,7 +183,7 @@ class Shard:
         identity = _identity(config, rank, digest(self.model_files))
         servicer = WorkerServicer(engine, identity)
         engine.start(servicer.deliver, self._on_failure)
-        server, port = await create_server(servicer, _bind_host(host))
+        server, port = await create_server(servicer, host)
         reporter = Reporter(scheduler_address, identity, engine)
         reporter.start()
         self.events.add("Engine", f"gRPC on {host}:{port}")
@@ -195,11 +195,6 @@ class Shard:
         timer = threading.Timer(EXIT_AFTER_DEATH_S, self._exit_process, (1,))
         timer.daemon = True
         timer.start()
-
-
-def _bind_host(host: str) -> str:
-    """Loopback stays on loopback; a host that others reach is served on all its interfaces."""
-    return host if host in ("127.0.0.1", "localhost") else "0.0.0.0"
 
 
 def _engine_config(config: ShardConfig, rank: LoadedRank) -> EngineConfig:

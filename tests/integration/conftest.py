@@ -5,6 +5,7 @@ actors.
 from collections.abc import Iterator
 
 import pytest
+import pytest_asyncio
 
 from tests.live import LiveCluster, serve
 
@@ -18,3 +19,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     flags = ("--served-model-name", *SERVED_NAMES, "--tensor-parallel-size", "2")
     with serve(folder, *flags) as live:
         yield live
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all: LangChain keeps its HTTP client, and so the loop, between tests."""
+    for item in items:
+        if pytest_asyncio.is_async_test(item) and "tests/integration" in item.nodeid:
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)

@@ -6,6 +6,7 @@ import asyncio
 
 import openai
 import pytest
+import pytest_asyncio
 
 from tests.live import LiveCluster
 
@@ -17,7 +18,7 @@ SENTENCES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(cluster: LiveCluster):  # type: ignore[no-untyped-def]
     async with openai.AsyncOpenAI(base_url=cluster.api, api_key="EMPTY", max_retries=0) as c:
         yield c
