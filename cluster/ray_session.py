@@ -53,7 +53,7 @@ class RaySession:
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
         )
-        self._clusters.note(facts.address)
+        self._clusters.note(facts.address, os.environ.get("RAY_AUTH_MODE"))
         return facts
 
     def join(self, address: str) -> RayFacts:
@@ -137,7 +137,10 @@ def _leave_reports_to_us() -> None:
 def _refusal(address: str, error: Exception) -> str:
     if address == "local":
         return f"Ray did not start: {error}"
-    return f"cannot join the Ray cluster at {address}: {error}"
+    return (
+        f"cannot join the Ray cluster at {address}: {error}; "
+        "a cluster that asks for a token is joined with RAY_AUTH_MODE=token"
+    )
 
 
 def _kill(processes: "Iterable[psutil.Process]") -> None:
