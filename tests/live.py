@@ -5,6 +5,7 @@ process is stopped with SIGTERM at the end and must leave nothing behind.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,13 @@ class LiveCluster:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def ray_address(self) -> str:
+        """As the log tells it: other clusters of this user may run beside this one."""
+        found = re.search(r"Ray started\s+\S+ s\s+(\S+:\d+)", self.log.read_text())
+        assert found is not None, self.log.read_text()
+        return found.group(1)
+
+    @property
     def api(self) -> str:
         return self.url + "/v1"
 
@@ -48,7 +56,15 @@ class LiveCluster:
     def status(self) -> dict[str, Any]:
         """What `shoal status --json` prints."""
         run = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", "status", "--json"],
+            [
+                sys.executable,
+                "-m",
+                "cluster.cli",
+                "status",
+                "--json",
+                "--address",
+                self.ray_address,
+            ],
             capture_output=True,
             timeout=60,
             check=True,

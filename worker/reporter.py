@@ -123,7 +123,7 @@ class Reporter:
         self._timings = timings or ReporterTimings()
         self._log = ReportLog(identity)
         self._clock = clock or asyncio.get_running_loop().time
-        self._woken = asyncio.Event()  # a full report was asked for, or the address has changed
+        self._woken = asyncio.Event()  # a full report was asked for, or a scheduler has shown up
         self._task: asyncio.Task[None] | None = None
         self._stream: asyncio.Task[None] | None = None
 
@@ -133,10 +133,10 @@ class Reporter:
 
     def set_address(self, address: str) -> None:
         """The scheduler has moved; reports go there from now on, starting with a full one."""
+        self._woken.set()  # also at the old address: a scheduler that says so is there again
         if address == self._address:
             return
         self._address = address
-        self._woken.set()
         if self._stream is not None:
             self._stream.cancel()
 
