@@ -30,6 +30,9 @@ def remove(scheduler: SchedulerHandle, timeout_s: float, display: Display) -> No
         scheduler.drain(timeout_s).result(timeout_s + GRACE_S)
     except CommandError as e:
         display.warn(f"not drained: {e}")
-    scheduler.shutdown()
+    try:
+        scheduler.shutdown().result()
+    finally:
+        scheduler.kill()
     display.close()
     display.text("the deployment was removed")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Only ids and small answers travel through Ray: tokens and tensors have channels of their own.
 OBJECT_STORE_BYTES = 100 * 2**20
 EXIT_GRACE_S = 5.0
+CORE_PROCESSES = ("gcs_server", "raylet")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that somebody starts here reports to nobody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES of CPU actors alone
@@ -41,8 +42,10 @@ class RaySession:
 
     def __init__(self, clusters: LocalClusters | None = None) -> None:
         self._clusters = clusters or LocalClusters()
+        self.was_lost = False  # closed without Ray: its exit handlers would wait for the dead core
         self._is_local = False
         self._family: list[psutil.Process] = []
+        self._core: list[psutil.Process] = []
 
     def start(self, num_cpus: int) -> RayFacts:
         """A cluster on this machine. More CPUs than there are only means that shards share them."""
@@ -54,7 +57,16 @@ class RaySession:
             include_dashboard=False,
         )
         self._clusters.note(facts.address, os.environ.get("RAY_AUTH_MODE"))
+        self.remember_processes()
+        self._core = [p for p in self._family if _name(p) in CORE_PROCESSES]
         return facts
+
+    @property
+    def is_alive(self) -> bool:
+        """False: a cluster started here has lost its core, as by a signal to the whole process
+        group. Calls into Ray would then hang for a minute.
+        """
+        return all(_is_running(process) for process in self._core)
 
     def join(self, address: str) -> RayFacts:
         """Raises: CommandError when there is no cluster, or this machine is not part of it."""
@@ -77,6 +89,10 @@ class RaySession:
 
         if not self._is_local:
             ray.shutdown()
+            return []
+        if not self.is_alive:
+            self.kill()
+            self.was_lost = True
             return []
         self._clusters.forget()
         self.remember_processes()
@@ -121,6 +137,22 @@ class RaySession:
             num_gpus=int(resources.get("GPU", 0)),
             is_local=self._is_local,
         )
+
+
+def _name(process: "psutil.Process") -> str:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return str(process.name())
+    return ""
+
+
+def _is_running(process: "psutil.Process") -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _leave_reports_to_us() -> None:

@@ -87,14 +87,14 @@ class SchedulerHandle:
     def drain(self, timeout_s: float) -> PendingCall:
         return PendingCall(self._actor.drain.remote(timeout_s))
 
-    def shutdown(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        """Kills shards and placement groups, then the actor itself."""
+    def shutdown(self) -> PendingCall:
+        """Kills shards and placement groups. The actor itself is left for `kill`."""
+        return PendingCall(self._actor.shutdown.remote())
+
+    def kill(self) -> None:
         import ray
 
-        try:
-            PendingCall(self._actor.shutdown.remote()).result(timeout_s)
-        finally:
-            ray.kill(self._actor, no_restart=True)
+        ray.kill(self._actor, no_restart=True)
 
 
 def _find_actor() -> Any | None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster import examples, gateway_processes, model_source
 from cluster.cli_errors import CommandError, ImmediateStop, StopRequested
@@ -328,16 +328,29 @@ class Launcher:
         if self._is_ready:
             timeout_s = self._options.shutdown_timeout_s
             self._attempt(lambda: self._drain(timeout_s))
-        self._remove_scheduler(DRAIN_GRACE_S + self._options.shutdown_timeout_s)
+        if self._ray.is_alive:
+            self._remove_scheduler(DRAIN_GRACE_S + self._options.shutdown_timeout_s)
 
     def _drain(self, timeout_s: float) -> None:
         assert self._scheduler is not None
-        self._scheduler.drain(timeout_s).result(timeout_s + DRAIN_GRACE_S)
+        self._finish(self._scheduler.drain(timeout_s), timeout_s + DRAIN_GRACE_S)
 
     def _remove_scheduler(self, timeout_s: float) -> None:
         if self._scheduler is not None:
             scheduler, self._scheduler = self._scheduler, None
-            scheduler.shutdown(timeout_s)
+            try:
+                self._finish(scheduler.shutdown(), timeout_s)
+            finally:
+                if self._ray.is_alive:
+                    scheduler.kill()
+
+    def _finish(self, call: PendingCall, timeout_s: float) -> None:
+        """Raises: CommandError, at once when Ray's core is gone: nobody would answer."""
+        deadline = time.monotonic() + timeout_s
+        while not call.is_done(POLL_S) and time.monotonic() < deadline:
+            if not self._ray.is_alive:
+                raise CommandError("Ray ended before the engines and the scheduler did")
+        call.result(POLL_S)
 
     def _leave_ray(self) -> None:
         if not self._is_in_ray:
@@ -360,15 +373,25 @@ def serve(options: ServeOptions, seconds_before: float = 0.0, seams: Seams | Non
     display = Display(started_at=time.monotonic() - seconds_before)
     signals = StopSignals()
     signals.install()
-    launcher = Launcher(options, display, signals, RaySession(), seams or Seams())
+    session = RaySession()
+    launcher = Launcher(options, display, signals, session, seams or Seams())
     try:
-        return _run(launcher, display)
+        code = _run(launcher, display)
+        if session.was_lost:
+            _exit_without_ray(code)
+        return code
     except ImmediateStop:
         launcher.abort()
-        sys.stdout.flush()
-        os._exit(EXIT_INTERRUPTED)  # Ray's own exit handlers would wait for what was just killed
+        _exit_without_ray(EXIT_INTERRUPTED)
     finally:
         signals.close()
+
+
+def _exit_without_ray(code: int) -> NoReturn:
+    """Ray's own exit handlers would wait for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(launcher: Launcher, display: Display) -> int:

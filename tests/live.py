@@ -95,7 +95,10 @@ def serve(folder: Path, *flags: str) -> Iterator[LiveCluster]:
     ]
     started = time.monotonic()
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, *flags], stdout=out, stderr=subprocess.STDOUT)
+        # In a session of its own, so that a test can signal the whole group.
+        process = subprocess.Popen(
+            [*command, *flags], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         _wait_ready(process, port, log)
         yield LiveCluster(process, port, log, time.monotonic() - started)

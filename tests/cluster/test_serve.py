@@ -84,13 +84,17 @@ class FakeScheduler:
         self.world.log.append("drain")
         return FakeCall(self.world.drained)
 
-    def shutdown(self, timeout_s: float = 0.0) -> None:
+    def shutdown(self) -> FakeCall:
         self.world.log.append("shutdown")
-        if self.world.shutdown_error is not None:
-            raise self.world.shutdown_error
+        return FakeCall(self.world.shutdown_error)
+
+    def kill(self) -> None:
+        self.world.is_scheduler_killed = True
 
 
 class FakeRay:
+    is_alive = True
+
     def __init__(self, world: "World") -> None:
         self.world = world
 
@@ -167,6 +171,7 @@ class World:
         self.ready: Any = None
         self.drained: Any = None
         self.shutdown_error: Exception | None = None
+        self.is_scheduler_killed = False
         self.token: Any = "!"
         self.is_demo = True
         self.found_scheduler = True
@@ -377,7 +382,18 @@ def test_failed_step_of_the_end_does_not_stop_the_next(failing: str) -> None:
     setattr(world, failing, CommandError("no answer"))
     assert world.run() == 0
     assert world.log[-4:] == ENDED
+    assert world.is_scheduler_killed
     assert "warning: no answer" in world.err.getvalue()
+
+
+def test_end_asks_nothing_of_a_ray_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeRay, "is_alive", False)
+    monkeypatch.setattr(FakeCall, "is_done", lambda call, wait_s: "drain" not in world.log)
+    world = World("--port", "0")
+    assert world.run() == 0
+    assert "drain" in world.log and "shutdown" not in world.log
+    assert world.log[-1] == "ray close"
+    assert "Ray ended before" in world.err.getvalue()
 
 
 def test_lost_gateway_is_reported_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
