@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Protocol
 
 from cluster.options import ServeOptions
@@ -219,7 +221,35 @@ class GatewayProcesses:
         return death
 
 
+class SharedMetrics:
+    """The folder through which gateways on one port add up their metrics: a scrape reaches any one
+    of them and must tell of all. Ends with this object.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-metrics-")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PROMETHEUS_MULTIPROC_DIR": self._folder.name}
+
+    def forget_the_dead(self) -> None:
+        """What a dead gateway had counted stays; what it had in flight does not."""
+        for file in Path(self._folder.name).glob("gauge_live*_*.db"):
+            if not Path("/proc", file.stem.rpartition("_")[2]).exists():
+                file.unlink(missing_ok=True)
+
+
 def default_spawn(options: ServeOptions, port: int, scheduler_address: str) -> Spawn:
     command = gateway_command(options, port, scheduler_address)
     env = gateway_environment(options, os.environ)
-    return lambda index: popen(command, env)
+    if options.num_gateways < 2:
+        return lambda index: popen(command, env)
+    metrics = SharedMetrics()
+    env |= metrics.environment
+
+    def spawn(index: int) -> tuple[Process, OutputTail]:
+        metrics.forget_the_dead()
+        return popen(command, env)
+
+    return spawn

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from gateway.app import create_app
 from gateway.cluster_view import LiveClusterView
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    disable_created_metrics()  # a second series for every one, which nobody reads
     config = config_from_args(args, os.environ.get("SHOAL_API_KEY", ""))
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         runner.run(serve(args, config))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from cluster.gateway_processes import (
     GatewayProcesses,
     OutputTail,
     Process,
+    SharedMetrics,
     gateway_command,
     gateway_environment,
     popen,
@@ -187,3 +189,14 @@ def test_gateway_does_not_outlive_a_killed_launcher() -> None:
     while not has_ended(child):
         assert time.monotonic() < deadline, "the gateway lives on"
         os.sched_yield()
+
+
+def test_dead_gateways_leave_no_requests_in_flight() -> None:
+    metrics = SharedMetrics()
+    folder = Path(metrics.environment["PROMETHEUS_MULTIPROC_DIR"])
+    mine, dead = (folder / f"gauge_livesum_{pid}.db" for pid in (os.getpid(), 2**22 + 1))
+    counted = folder / f"counter_{2**22 + 1}.db"
+    for file in (mine, dead, counted):
+        file.touch()
+    metrics.forget_the_dead()
+    assert sorted(folder.iterdir()) == sorted([mine, counted])
