@@ -13,7 +13,7 @@ from cluster.cli_errors import CommandError
 from cluster.options import DEMO_NAME, ServeOptions
 
 # Weights and the text side only; several hubs keep the same weights in other formats beside them.
-ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 IGNORE_PATTERNS = ("*/*", "consolidated*")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -142,9 +143,12 @@ class Shard:
             message.append(f"{config.tp_size} ranks, {type(group).__name__}")
         runner = ModelRunner(config.runner, group, device)
         with self.events.phase("Weights") as message:
+            started = time.monotonic()
             runner.load()
             plan = runner.memory_plan
-            message.append(f"{plan.weight_bytes / GIB:.3f} GiB a rank, {plan.dtype}, {device}")
+            rate = plan.weight_bytes / GIB / max(time.monotonic() - started, 1e-6)
+            size = f"{plan.weight_bytes / GIB:.3f} GiB a rank at {rate:.2f} GiB/s"
+            message.append(f"{size}, {plan.dtype}, {device}")
         with self.events.phase("KV cache") as message:
             num_blocks = group.min_int(runner.plan_num_blocks())
             runner.allocate_kv_cache(num_blocks)
