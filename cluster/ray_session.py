@@ -24,6 +24,8 @@ EXIT_GRACE_S = 5.0
 CORE_PROCESSES = ("gcs_server", "raylet")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that somebody starts here reports to nobody
+    # Ray runs its workers at nice 15: the engines would yield to whatever else wants a core.
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES of CPU actors alone
 }
 
