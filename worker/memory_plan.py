@@ -12,7 +12,7 @@ from typing import Literal
 from worker.config import RunnerConfig
 from worker.errors import InvalidRequest, MemoryPlanError
 from worker.layers.shard import divide_up, split_heads
-from worker.models.checkpoint import read_tensor_entries
+from worker.models.checkpoint import TensorEntry, read_tensor_entries
 from worker.models.config import ModelConfig
 
 DeviceType = Literal["cpu", "cuda"]
@@ -26,9 +26,35 @@ _CPU_CACHE_BYTES = 4 << 30
 # harm.
 _CPU_FLOAT32_BYTES = 2 << 30
 _GATHERED_TOKENS = 1 << 18  # history that attention copies at once
+_MAX_SCORES = 1 << 24  # scores that attention holds at once where no fused operator computes it
+_SCORES_COPIES = 4  # fp32: as computed, with sinks, as weights, as typed
 _LOGITS_ROWS = 256  # rows that go through the head at once, beside the sampled ones
 _LOGITS_COPIES = 3  # fp32: as computed, as modified, as probabilities
 _CPUINFO = Path("/proc/cpuinfo")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".attn.embed_positions",
+    ".attn.causal_mask",
+    "rotary_emb.inv_freq",
+)
+_UNUSED_PARTS = ("vision_tower.", "multi_modal_projector.")
+_WHOLE_MATRICES = (
+    "wpe.weight",
+    "embed_positions.weight",
+    "project_in.weight",
+    "project_out.weight",
+    "mlp.gate.weight",
+    "mlp.router.weight",
+    "block_sparse_moe.gate.weight",
+    "shared_expert_gate.weight",
+    "q_a_proj.weight",
+    "kv_a_proj_with_mqa.weight",
+    "experts.down_proj_bias",
+)
 _MIN_FITTED_TOKENS = 256  # a context shorter than this is refused rather than fitted
 
 
@@ -119,7 +145,8 @@ def plan_memory(
     max_len = resolve_max_model_len(model, config)
     dtype = resolve_dtype(model, config, device)
     item = DTYPE_BYTES[dtype]
-    token_bytes = 2 * model.num_layers * num_kv_heads * model.head_dim * item
+    num_tensors = 1 if _has_latents(model) else 2  # or keys and values
+    token_bytes = num_tensors * model.num_layers * num_kv_heads * model.head_dim * item
     block_bytes = token_bytes * config.block_size
     weight_bytes = _weight_elements(model, tp_size, num_kv_heads) * item
     activation_bytes = _activation_bytes(
@@ -192,13 +219,44 @@ def _misfit(plan: MemoryPlan, why: str) -> MemoryPlanError:
 
 
 def _weight_elements(model: ModelConfig, tp_size: int, num_kv_heads: int) -> int:
-    """Of one rank: matrices are split, vectors replicated, KV projections split or shared."""
-    entries = read_tensor_entries(model.path).values()
-    vectors = sum(e.num_elements for e in entries if len(e.shape) < 2)
-    matrices = sum(e.num_elements for e in entries if len(e.shape) >= 2)
+    """Of one rank: matrices are split, vectors replicated, KV projections split or shared.
+
+    An upper estimate at several ranks, where some vectors are split too.
+    """
+    entries = [e for e in read_tensor_entries(model.path).values() if _is_loaded(e.name, model)]
+    whole = sum(e.num_elements for e in entries if _is_on_every_rank(e))
+    matrices = sum(_padded_elements(e, model, tp_size) for e in entries if not _is_on_every_rank(e))
     kv_head = 2 * model.num_layers * model.hidden_size * model.head_dim
+    if _has_latents(model):  # made by a small product that every rank has whole
+        kv_head = 0
     split = matrices - kv_head * model.num_kv_heads
-    return vectors + divide_up(split, tp_size) + kv_head * num_kv_heads
+    return whole + divide_up(split, tp_size) + kv_head * num_kv_heads
+
+
+def _is_loaded(name: str, model: ModelConfig) -> bool:
+    """Not so are buffers that old checkpoints hold, the copy of a tied head, drafting layers and
+    what is there for images.
+    """
+    if name.startswith((f"model.layers.{model.num_layers}.", *_UNUSED_PARTS)):
+        return False
+    is_copy = model.raw.get("tie_word_embeddings") and name.endswith(_HEADS)
+    return not is_copy and not name.endswith(_BUFFERS)
+
+
+def _has_latents(model: ModelConfig) -> bool:
+    """Latent attention: the cache holds one short vector a token."""
+    return "kv_lora_rank" in model.raw
+
+
+def _is_on_every_rank(entry: TensorEntry) -> bool:
+    return len(entry.shape) < 2 or entry.name.endswith(_WHOLE_MATRICES)
+
+
+def _padded_elements(entry: TensorEntry, model: ModelConfig, tp_size: int) -> int:
+    """The vocabulary is padded to a multiple of the ranks."""
+    if entry.shape[0] != model.vocab_size:
+        return entry.num_elements
+    return divide_up(model.vocab_size, tp_size) * tp_size * entry.shape[1]
 
 
 def _activation_bytes(
@@ -215,13 +273,28 @@ def _activation_bytes(
         3 * (num_heads + 2 * num_kv_heads) * model.head_dim
     )  # as projected, rotated, attended
     width = 4 * model.hidden_size + projected + 3 * divide_up(model.intermediate_size, tp_size)
+    width += _experts_width(model, tp_size)
     tokens = config.max_num_batched_tokens * width * item
     logits_rows = max(config.max_num_seqs, _LOGITS_ROWS)
     logits = _LOGITS_COPIES * logits_rows * model.vocab_size * DTYPE_BYTES["float32"]
     gathered_tokens = min(max(_GATHERED_TOKENS, max_len), config.max_num_seqs * max_len)
     gathered = 2 * gathered_tokens * num_kv_heads * model.head_dim * item
     rotary_tables = 2 * max_len * model.head_dim * item
-    return tokens + logits + gathered + rotary_tables
+    scores = config.max_num_batched_tokens * num_heads * max_len if _has_scores(model) else 0
+    scored = _SCORES_COPIES * min(scores, _MAX_SCORES) * DTYPE_BYTES["float32"]
+    return tokens + logits + gathered + rotary_tables + scored
+
+
+def _experts_width(model: ModelConfig, tp_size: int) -> int:
+    """Numbers a token needs in a mixture of experts: a row for each, as sorted and as put back."""
+    top_k = int(model.raw.get("num_experts_per_tok") or model.raw.get("experts_per_token") or 0)
+    size = int(model.raw.get("moe_intermediate_size") or model.intermediate_size)
+    return top_k * (3 * model.hidden_size + 4 * divide_up(size, tp_size))
+
+
+def _has_scores(model: ModelConfig) -> bool:
+    """Soft-capped attention and attention with sinks hold their scores in memory."""
+    return bool(model.raw.get("attn_logit_softcapping")) or "GptOss" in model.architecture
 
 
 def host_available_bytes() -> int:

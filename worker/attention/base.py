@@ -2,7 +2,7 @@
 
 The KV cache of a layer is two tensors of blocks; a block table says which blocks hold a sequence's
 tokens (PagedAttention, Kwon et al. 2023, section 4). A backend turns a step's layout into a plan
-once; every layer with the same window runs that plan. Called by `layers/attention.py`, set up by
+once; every layer of the same kind runs that plan. Called by `layers/attention.py`, set up by
 the runner.
 """
 
@@ -35,7 +35,19 @@ class LayerKVCache:
     def write(self, slot_mapping: Tensor, k: Tensor, v: Tensor) -> None:
         """slot_mapping: [T] int64, block_id * block_size + offset; k, v: [T, kv_heads, head_dim]"""
         self._k_slots.index_copy_(0, slot_mapping, k)
-        self._v_slots.index_copy_(0, slot_mapping, v)
+        if self.v is not self.k:  # else one tensor holds what both are made from
+            self._v_slots.index_copy_(0, slot_mapping, v)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionKind:
+    """What attention computes in a layer, beside its tensors. Layers of one kind share a plan."""
+
+    window: int | None = None  # a token sees itself and the window - 1 tokens before it; None: all
+    scale: float | None = None  # of the scores; None: head_dim ** -0.5
+    soft_cap: float | None = None  # scaled scores become cap * tanh(score / cap)
+    # ALiBi (Press et al. 2022): a score falls by slope * distance; one slope per head of this rank.
+    alibi_slopes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +68,20 @@ class BatchLayout:
 
 
 class AttentionPlan(Protocol):
-    """One step's attention with one window, run once a layer."""
+    """One step's attention of one kind, run once a layer."""
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache) -> Tensor:
-        """Softmax attention scaled by head_dim ** -0.5; the step's k and v are in the cache.
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache, sinks: Tensor | None = None
+    ) -> Tensor:
+        """Softmax attention; the step's k and v are in the cache.
 
         q: [T, heads, head_dim]; k, v: [T, kv_heads, head_dim]; returns [T, heads, head_dim].
+        sinks: [heads], the score of a further place that all tokens see and that holds zeros.
         """
         ...
 
 
-# `window`: a token sees itself and the window - 1 tokens before it; None: all.
-AttentionBackend = Callable[[BatchLayout, int | None], AttentionPlan]
+AttentionBackend = Callable[[BatchLayout, AttentionKind], AttentionPlan]
 
 
 @dataclass(slots=True)
@@ -79,10 +93,10 @@ class ForwardContext:
     layout: BatchLayout
     kv_caches: list[LayerKVCache]  # one per layer
     backend: AttentionBackend
-    _plans: dict[int | None, AttentionPlan] = field(default_factory=dict)
+    _plans: dict[AttentionKind, AttentionPlan] = field(default_factory=dict)
 
-    def attention_plan(self, window: int | None) -> AttentionPlan:
-        plan = self._plans.get(window)
+    def attention_plan(self, kind: AttentionKind) -> AttentionPlan:
+        plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[window] = self.backend(self.layout, window)
+            plan = self._plans[kind] = self.backend(self.layout, kind)
         return plan

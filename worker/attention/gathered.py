@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.attention.base import AttentionPlan, BatchLayout, IntArray, LayerKVCache
+from worker.attention.base import (
+    AttentionKind,
+    AttentionPlan,
+    BatchLayout,
+    IntArray,
+    LayerKVCache,
+)
+from worker.attention.scored import scored_attention, scored_chunk_attention
 
 # A batch is split when that saves gathering more padding tokens than another batch's operators cost
 # (60 us a layer against 0.1-0.2 us a token, measured), and when one gather would grow beyond this.
@@ -21,18 +28,17 @@ _SPLIT_SAVES_TOKENS = 512
 _MAX_GATHERED_TOKENS = 1 << 18
 
 
-def gathered_attention(layout: BatchLayout, window: int | None) -> AttentionPlan:
+def gathered_attention(layout: BatchLayout, kind: AttentionKind) -> AttentionPlan:
     """The backend: see `AttentionBackend`."""
     is_decode = layout.query_lens == 1
     first_tokens = np.cumsum(layout.query_lens) - layout.query_lens
     decodes: list[_DecodeBatch] = []
     if is_decode.any():
         rows = np.flatnonzero(is_decode)
-        batches = decode_batches(layout.context_lens, rows, window)
-        decodes = [_decode_batch(layout, batch, first_tokens, window) for batch in batches]
+        batches = decode_batches(layout.context_lens, rows, kind.window)
+        decodes = [_decode_batch(layout, batch, first_tokens, kind) for batch in batches]
     chunks = [
-        _chunk(layout, int(row), int(first_tokens[row]), window)
-        for row in np.flatnonzero(~is_decode)
+        _chunk(layout, int(row), int(first_tokens[row]), kind) for row in np.flatnonzero(~is_decode)
     ]
     if len(decodes) == 1 and not chunks and decodes[0].num_rows == len(is_decode):
         return _DecodePlan(decodes[0])
@@ -67,15 +73,26 @@ class _DecodeBatch:
     num_rows: int  # B
     tokens: Tensor  # [B] int64, indices into the step's tokens
     block_ids: Tensor  # [B * N] int32
-    mask: Tensor | None  # [B, 1, 1, N * block_size], 0 or -inf; None: all is seen
+    mask: Tensor | None  # [B, 1 or heads, N * block_size], added to scores; None: all is seen
+    kind: AttentionKind
 
-    def attend(self, q: Tensor, cache: LayerKVCache) -> Tensor:
+    def attend(self, q: Tensor, cache: LayerKVCache, sinks: Tensor | None) -> Tensor:
         """q: [B, heads, head_dim]; returns the same shape."""
         num_kv_heads = cache.k.shape[2]
         grouped = q.view(self.num_rows, num_kv_heads, -1, q.shape[-1])
         k = _gather(cache.k, self.block_ids, self.num_rows)
-        v = _gather(cache.v, self.block_ids, self.num_rows)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=self.mask).reshape(q.shape)
+        v = k if cache.v is cache.k else _gather(cache.v, self.block_ids, self.num_rows)
+        mask = self.mask
+        if mask is not None:  # one row for all heads, or one per head in the same order as q's
+            mask = mask.view(self.num_rows, min(mask.shape[1], num_kv_heads), -1, mask.shape[2])
+        if sinks is not None or self.kind.soft_cap is not None:
+            by_kv_head = None if sinks is None else sinks.view(num_kv_heads, -1)
+            out = scored_attention(grouped, k, v, mask, self.kind, by_kv_head)
+        else:
+            out = F.scaled_dot_product_attention(
+                grouped, k, v, attn_mask=mask, scale=self.kind.scale
+            )
+        return out.reshape(q.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +102,37 @@ class _Chunk:
     start: int  # in the step's tokens
     stop: int
     block_ids: Tensor | None  # None: the chunk is its own history
-    mask: Tensor | None  # [n, L] for the chunk's tokens in reverse order; None: causal
+    # [1 or heads, n, L] for the chunk's tokens in reverse order; None: causal
+    mask: Tensor | None
     first_seen: int  # history before this position of the gathered blocks is not read
     num_seen: int  # L
+    kind: AttentionKind
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache, sinks: Tensor | None
+    ) -> Tensor:
         """q: [n, heads, head_dim]; k, v: [n, kv_heads, head_dim]; returns q's shape."""
         if self.block_ids is not None:
             seen = slice(self.first_seen, self.first_seen + self.num_seen)
             keys = _gather(cache.k, self.block_ids, 1)[:, :, seen]
-            values = _gather(cache.v, self.block_ids, 1)[:, :, seen]
+            is_shared = cache.v is cache.k
+            values = keys if is_shared else _gather(cache.v, self.block_ids, 1)[:, :, seen]
         else:
             keys, values = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
         if self.mask is None:
-            return _chunk_attention(q, keys, values, None)
-        return _chunk_attention(q.flip(0), keys, values, self.mask).flip(0)
+            return self._attend(q, keys, values, sinks)
+        return self._attend(q.flip(0), keys, values, sinks).flip(0)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+        """k, v: [1, kv_heads, L, head_dim]."""
+        if sinks is not None or self.kind.soft_cap is not None:
+            return scored_chunk_attention(q, k[0], v[0], self.mask, self.kind, sinks)
+        return _chunk_attention(q, k, v, self.mask, self.kind.scale)
 
 
-def _chunk_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _chunk_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
     """q: [n, heads, head_dim]; k, v: [1, kv_heads, L, head_dim]; no mask: causal, n = L."""
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
@@ -110,6 +140,7 @@ def _chunk_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
         v,
         attn_mask=mask,
         is_causal=mask is None,
+        scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[0].transpose(0, 1)
@@ -128,8 +159,10 @@ class _DecodePlan:
 
     batch: _DecodeBatch
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache) -> Tensor:
-        return self.batch.attend(q, cache)
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache, sinks: Tensor | None = None
+    ) -> Tensor:
+        return self.batch.attend(q, cache, sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +172,24 @@ class _MixedPlan:
     decodes: list[_DecodeBatch]
     chunks: list[_Chunk]
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache) -> Tensor:
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache, sinks: Tensor | None = None
+    ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for batch in self.decodes:
-            attended = batch.attend(q.index_select(0, batch.tokens), cache)
+            attended = batch.attend(q.index_select(0, batch.tokens), cache, sinks)
             out.index_copy_(0, batch.tokens, attended)
         for chunk in self.chunks:
             part = slice(chunk.start, chunk.stop)
-            out[part] = chunk.attend(q[part], k[part], v[part], cache)
+            out[part] = chunk.attend(q[part], k[part], v[part], cache, sinks)
         return out
 
 
 def _decode_batch(
-    layout: BatchLayout, rows: np.ndarray, first_tokens: np.ndarray, window: int | None
+    layout: BatchLayout, rows: np.ndarray, first_tokens: np.ndarray, kind: AttentionKind
 ) -> _DecodeBatch:
     lens = layout.context_lens[rows]
+    window = kind.window
     first_seen = np.zeros_like(lens) if window is None else np.maximum(lens - window, 0)
     first_block = first_seen // layout.block_size
     num_blocks = int((-(-lens // layout.block_size) - first_block).max())
@@ -165,33 +201,45 @@ def _decode_batch(
         num_rows=len(rows),
         tokens=_to_device(first_tokens[rows].astype(np.int64), layout),
         block_ids=_to_device(block_ids.ravel(), layout),
-        mask=_decode_mask(layout, first_seen - base, lens - base, num_blocks),
+        mask=_decode_mask(layout, first_seen - base, lens - base, num_blocks, kind),
+        kind=kind,
     )
 
 
 def _decode_mask(
-    layout: BatchLayout, first: np.ndarray, end: np.ndarray, num_blocks: int
+    layout: BatchLayout, first: np.ndarray, end: np.ndarray, num_blocks: int, kind: AttentionKind
 ) -> Tensor | None:
-    """Row b sees gathered tokens first[b] .. end[b] - 1."""
+    """Row b, at gathered position end[b] - 1, sees gathered tokens first[b] .. end[b] - 1."""
     width = num_blocks * layout.block_size
-    if (first == 0).all() and (end == width).all():
+    if not kind.alibi_slopes and (first == 0).all() and (end == width).all():
         return None
     columns = np.arange(width, dtype=np.int32)
     is_seen = columns < end[:, None]
     if first.any():
         is_seen &= columns >= first[:, None]
-    mask = np.where(is_seen, np.float32(0), np.float32(-np.inf))
-    return _to_device(mask, layout).to(layout.dtype)[:, None, None, :]
+    hidden = np.where(is_seen, np.float32(0), np.float32(-np.inf))
+    mask = _to_device(hidden, layout)[:, None]
+    if kind.alibi_slopes:
+        distances = _to_device((end[:, None] - 1 - columns).astype(np.float32), layout)
+        mask = mask - _to_device(_slopes(kind), layout)[:, None] * distances[:, None]
+    return mask.to(layout.dtype)
 
 
-def _chunk(layout: BatchLayout, row: int, first_token: int, window: int | None) -> _Chunk:
+def _slopes(kind: AttentionKind) -> np.ndarray:
+    """[heads] float32, or [1] where distance does not matter."""
+    return np.array(kind.alibi_slopes or (0.0,), dtype=np.float32)
+
+
+def _chunk(layout: BatchLayout, row: int, first_token: int, kind: AttentionKind) -> _Chunk:
+    window = kind.window
     query_len, context_len = int(layout.query_lens[row]), int(layout.context_lens[row])
     stop = first_token + query_len
     first_query = context_len - query_len
     is_windowed = window is not None and context_len > window
     if first_query == 0:
-        mask = _chunk_mask(layout, query_len, context_len, window) if is_windowed else None
-        return _Chunk(first_token, stop, None, mask, 0, query_len)
+        is_causal_only = not is_windowed and not kind.alibi_slopes
+        mask = None if is_causal_only else _chunk_mask(layout, query_len, context_len, kind)
+        return _Chunk(first_token, stop, None, mask, 0, query_len, kind)
     first_seen = 0 if window is None else max(0, first_query - window + 1)
     first_block = first_seen // layout.block_size
     last_block = -(-context_len // layout.block_size)
@@ -200,14 +248,15 @@ def _chunk(layout: BatchLayout, row: int, first_token: int, window: int | None) 
         start=first_token,
         stop=stop,
         block_ids=_to_device(np.ascontiguousarray(block_ids), layout),
-        mask=_chunk_mask(layout, query_len, context_len - first_seen, window),
+        mask=_chunk_mask(layout, query_len, context_len - first_seen, kind),
         first_seen=first_seen - first_block * layout.block_size,
         num_seen=context_len - first_seen,
+        kind=kind,
     )
 
 
-def _chunk_mask(layout: BatchLayout, query_len: int, num_seen: int, window: int | None) -> Tensor:
-    """[query_len, num_seen] for the chunk's tokens in reverse order, as a view of a single row.
+def _chunk_mask(layout: BatchLayout, query_len: int, num_seen: int, kind: AttentionKind) -> Tensor:
+    """[1 or heads, query_len, num_seen], tokens in reverse order, as a view of one row per head.
 
     Token i of n, at position num_seen - n + i, sees columns up to that position. With i' = n - 1 -
     i the condition is j + i' < num_seen: a function of j + i', so one row serves all, shifted by
@@ -217,14 +266,19 @@ def _chunk_mask(layout: BatchLayout, query_len: int, num_seen: int, window: int 
         i' = 1   0 0 0 0 0 -
         i' = 2   0 0 0 0 - -
 
-    A window w hides j + i' < num_seen - w in the same way.
+    A window w hides j + i' < num_seen - w in the same way, and a token's distance, which ALiBi
+    weighs, is num_seen - 1 - (j + i').
     """
-    row = np.zeros(num_seen + query_len - 1, dtype=np.float32)
-    row[num_seen:] = -np.inf
-    if window is not None:
-        row[: max(0, num_seen - window)] = -np.inf
-    mask = _to_device(row, layout).to(layout.dtype)
-    return mask.as_strided((query_len, num_seen), (1, 1))
+    width = num_seen + query_len - 1
+    distances = np.arange(num_seen - 1, num_seen - 1 - width, -1, dtype=np.float32)
+    rows = -_slopes(kind)[:, None] * distances
+    rows[:, num_seen:] = -np.inf
+    if kind.window is not None:
+        rows[:, : max(0, num_seen - kind.window)] = -np.inf
+    mask = _to_device(rows, layout).to(layout.dtype)
+    mask = mask.as_strided((len(rows), query_len, num_seen), (width, 1, 1))
+    # The fused kernels of GPUs want aligned rows.
+    return mask if layout.device.type == "cpu" else mask.contiguous()
 
 
 def _to_device(array: np.ndarray, layout: BatchLayout) -> Tensor:

@@ -5,10 +5,11 @@ It knows neither how the cache is paged nor how attention is computed: `ctx` car
 
 from torch import Tensor, nn
 
-from worker.attention.base import ForwardContext
-from worker.layers.linear import QKVParallelLinear, RowParallelLinear
-from worker.layers.norm import QKNorm
+from worker.attention.base import AttentionKind, ForwardContext
+from worker.layers.linear import QKVParallelLinear, RowParallelLinear, TensorOptions
 from worker.layers.rotary import Rotation, rotate
+from worker.layers.shard import Shard
+from worker.parallel.group import TPGroup
 
 
 class Attention(nn.Module):
@@ -19,28 +20,50 @@ class Attention(nn.Module):
         layer: int,
         qkv: QKVParallelLinear,
         output: RowParallelLinear,
-        qk_norm: QKNorm | None,
-        window: int | None,
+        qk_norm: nn.Module | None,
+        kind: AttentionKind,
+        sinks: "AttentionSinks | None" = None,
+        clip_qkv: float | None = None,
     ) -> None:
         super().__init__()
         self._layer = layer
-        self._window = window
+        self._clip_qkv = clip_qkv
+        self._kind = kind
         self.qkv = qkv
         self.output = output
         self.qk_norm = qk_norm
+        self.sinks = sinks
         self._num_qk = qkv.num_heads + qkv.num_kv_heads
         self._num_total = qkv.num_heads + 2 * qkv.num_kv_heads
         self._num_q = qkv.num_heads
         self._head_dim = qkv.num_out // self._num_total
 
-    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, ctx: ForwardContext) -> Tensor:
         qkv = self.qkv(x).view(-1, self._num_total, self._head_dim)
+        if self._clip_qkv is not None:
+            qkv = qkv.clamp_(-self._clip_qkv, self._clip_qkv)
         qk, v = qkv[:, : self._num_qk], qkv[:, self._num_qk :]
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
-        qk = rotate(qk, rotation)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
         q, k = qk[:, : self._num_q], qk[:, self._num_q :]
         cache = ctx.kv_caches[self._layer]
         cache.write(ctx.slot_mapping, k, v)
-        attended = ctx.attention_plan(self._window).run(q, k, v, cache)
+        sinks = None if self.sinks is None else self.sinks.weight
+        attended = ctx.attention_plan(self._kind).run(q, k, v, cache, sinks)
         return self.output(attended.reshape(x.shape[0], -1))
+
+
+class AttentionSinks(nn.Module):
+    """One learned score per query head of this rank: see `AttentionPlan.run`. Holds data only."""
+
+    def __init__(self, num_heads: int, tp: TPGroup, options: TensorOptions) -> None:
+        super().__init__()
+        self._num_heads = num_heads
+        self._length = num_heads // tp.size
+        self._start = tp.rank * self._length
+        self.weight = options.zeros(self._length)
+
+    def shard(self, parameter: str, part: str) -> Shard:
+        return Shard((self._num_heads,), dim=0, start=self._start, length=self._length)

@@ -156,3 +156,18 @@ class RowParallelLinear(nn.Module):
             return Shard.whole(self._num_out)
         start = self._tp.rank * self._length
         return Shard((self._num_out, self._num_in), dim=1, start=start, length=self._length)
+
+
+class ReplicatedLinear(nn.Module):
+    """y = x W^T, whole on every rank: for small products whose result all ranks need."""
+
+    def __init__(self, num_in: int, num_out: int, options: TensorOptions) -> None:
+        super().__init__()
+        self._shape = (num_out, num_in)
+        self.weight = options.weight(num_out, num_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+    def shard(self, parameter: str, part: str) -> Shard:
+        return Shard.whole(*self._shape)

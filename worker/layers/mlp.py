@@ -1,4 +1,4 @@
-"""The feed-forward block of a decoder layer (GLU, Shazeer 2020)."""
+"""The feed-forward blocks of decoder layers, gated (GLU, Shazeer 2020) and plain."""
 
 from torch import Tensor, nn
 
@@ -27,3 +27,24 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gated(self._activation, self.gate_up(x)))
+
+
+class PlainMLP(nn.Module):
+    """down(activation(up(x))). x: [T, hidden]; returns [T, hidden] on every rank."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        bias: bool,
+        tp: TPGroup,
+        options: TensorOptions,
+    ) -> None:
+        super().__init__()
+        self._activation = ACTIVATIONS[activation]
+        self.up = ColumnParallelLinear(hidden_size, {"": intermediate_size}, bias, tp, options)
+        self.down = RowParallelLinear(intermediate_size, hidden_size, bias, tp, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self._activation(self.up(x)))

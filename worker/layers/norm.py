@@ -9,16 +9,43 @@ from worker.layers.shard import Shard
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019). x: [..., size]."""
+    """x / rms(x) * (weight + offset) over the last dimension (Zhang & Sennrich 2019).
 
-    def __init__(self, size: int, eps: float, options: TensorOptions) -> None:
+    x: [..., size]. A checkpoint's weight that means its distance from 1 has offset 1 (Gemma); the
+    sum is taken in fp32, for in a shorter type it would lose digits of the weight.
+    """
+
+    def __init__(self, size: int, eps: float, options: TensorOptions, offset: float = 0.0) -> None:
         super().__init__()
         self._shape = (size,)
         self._eps = eps
+        self._offset = offset
         self.weight = options.zeros(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_normalized(x, self._eps, self.weight)
+        if not self._offset:
+            return rms_normalized(x, self._eps, self.weight)
+        weight = self.weight.float() + self._offset
+        return rms_normalized(x.float(), self._eps, weight).to(x.dtype)
+
+    def shard(self, parameter: str, part: str) -> Shard:
+        return Shard.whole(*self._shape)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * weight + bias over the last dimension (Ba et al. 2016)."""
+
+    def __init__(
+        self, size: int, eps: float, bias: bool, options: TensorOptions, weight: bool = True
+    ) -> None:
+        super().__init__()
+        self._shape = (size,)
+        self._eps = eps
+        self.weight = options.zeros(size) if weight else None
+        self.bias = options.zeros(size) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self._shape, self.weight, self.bias, self._eps)
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
@@ -32,20 +59,35 @@ class QKNorm(nn.Module):
     """
 
     def __init__(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, options: TensorOptions
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        options: TensorOptions,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         self._head_dim = head_dim
+        self._offset = offset
         self._num_heads, self._num_kv_heads = num_heads, num_kv_heads
         self._eps = eps
         self.q_weight = options.zeros(head_dim)
         self.k_weight = options.zeros(head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._offset:
+            return self._offset_normed(x)
         normed = rms_normalized(x, self._eps)
         normed[:, : self._num_heads].mul_(self.q_weight)
         normed[:, self._num_heads :].mul_(self.k_weight)
         return normed
+
+    def _offset_normed(self, x: Tensor) -> Tensor:
+        normed = rms_normalized(x.float(), self._eps)
+        normed[:, : self._num_heads].mul_(self.q_weight.float() + self._offset)
+        normed[:, self._num_heads :].mul_(self.k_weight.float() + self._offset)
+        return normed.to(x.dtype)
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(self._head_dim)

@@ -13,6 +13,7 @@ class RopeSpec:
     theta: float
     rotary_dim: int  # leading dimensions of a head that are rotated; head_dim unless partial
     kind: RopeKind = "default"
+    is_interleaved: bool = False  # neighbouring dimensions form pairs, not those half a head apart
     max_position: int = 0  # tokens; the config's max_position_embeddings
     factor: float = 1.0  # all but default
     original_max_position: int = 0  # llama3, yarn, longrope

@@ -1,4 +1,4 @@
-"""Rotary position encoding (RoFormer, Su et al. 2021), half-rotated, with its scalings.
+"""Rotary position encoding (RoFormer, Su et al. 2021), by halves or by pairs, with its scalings.
 
 A cached key must mean the same to every later query, whichever request, chunk or replica computed
 it, so the frequencies may depend on the position alone, never on the length of a running sequence.
@@ -21,7 +21,8 @@ class Rotation:
     """The angles of one step's tokens, shared by all layers. Both: [T, 1, rotary_dim]."""
 
     cos: Tensor
-    signed_sin: Tensor  # the first half negated, so that rotating is a roll and a multiply-add
+    signed_sin: Tensor  # negated for a pair's first, so that rotating is a swap and a multiply-add
+    is_interleaved: bool = False
 
 
 class RotaryEmbedding:
@@ -34,14 +35,20 @@ class RotaryEmbedding:
         positions = torch.arange(max_len, dtype=torch.float32)
         angles = torch.outer(positions, inv_freq)
         cos, sin = angles.cos() * scale, angles.sin() * scale
-        self._cos = torch.cat((cos, cos), dim=-1).to(device, dtype)
-        self._signed_sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)
+        self._is_interleaved = spec.is_interleaved
+        self._cos = self._paired(cos, cos).to(device, dtype)
+        self._signed_sin = self._paired(-sin, sin).to(device, dtype)
+
+    def _paired(self, first: Tensor, second: Tensor) -> Tensor:
+        if self._is_interleaved:
+            return torch.stack((first, second), dim=-1).flatten(-2)
+        return torch.cat((first, second), dim=-1)
 
     def rotation(self, positions: Tensor) -> Rotation:
         """positions: [T] int."""
         cos = self._cos.index_select(0, positions)
         signed_sin = self._signed_sin.index_select(0, positions)
-        return Rotation(cos.unsqueeze(1), signed_sin.unsqueeze(1))
+        return Rotation(cos.unsqueeze(1), signed_sin.unsqueeze(1), self._is_interleaved)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -55,7 +62,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def _rotate_all(x: Tensor, rotation: Rotation) -> Tensor:
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    if rotation.is_interleaved:
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        swapped = x.roll(x.shape[-1] // 2, dims=-1)
     return (x * rotation.cos).addcmul_(swapped, rotation.signed_sin)
 
 

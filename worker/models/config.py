@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import CheckpointError
+from worker.models.dialects import common_names
 
 # Families spell the same things differently; the first name present counts.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -56,7 +57,7 @@ def load_model_config(path: str) -> ModelConfig:
     generation_path = Path(path) / "generation_config.json"
     generation = _read_json(generation_path) if generation_path.exists() else {}
     try:
-        return _model_config(path, raw, generation)
+        return _model_config(path, common_names(raw), generation)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}/config.json: {_explain(error)}") from error
 

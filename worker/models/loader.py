@@ -7,6 +7,7 @@ a guess.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from worker.errors import CheckpointError
 from worker.layers.shard import Shard, ShardedLayer
 from worker.models.checkpoint import TensorEntry, read_tensor_entries
-from worker.models.family import Target, WeightMap
+from worker.models.family import Rows, Target, WeightMap
 
 # Called with the bytes loaded so far and the bytes to load in all, both of this rank.
 Progress = Callable[[int, int], None]
@@ -28,39 +29,78 @@ def load_weights(
     model: nn.Module, model_path: str, weights: WeightMap, progress: Progress | None = None
 ) -> None:
     """Raises: CheckpointError when the checkpoint does not match the model; lists what does not."""
-    entries = read_tensor_entries(model_path)
-    _check_names(model_path, entries, weights)
-    shards = {
-        name: _checked_shard(model, entries[name], target)
-        for name, target in weights.targets.items()
+    entries = {
+        weights.canonical_name(name): entry
+        for name, entry in read_tensor_entries(model_path).items()
     }
-    by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in weights.targets:
-        by_file[entries[name].file].append(name)
-    total = sum(_num_bytes(model, weights.targets[name], shard) for name, shard in shards.items())
+    _check_names(model_path, entries, weights)
+    pieces = [
+        piece
+        for name in weights.targets
+        for target in weights.targets_of(name)
+        for piece in _pieces(entries[name], target, _checked_shard(model, entries[name], target))
+    ]
+    by_file: dict[Path, list[_Piece]] = defaultdict(list)
+    for piece in pieces:
+        by_file[piece.entry.file].append(piece)
+    total = sum(_num_bytes(model, piece) for piece in pieces)
     done = 0
-    for file, names in sorted(by_file.items()):
-        for name, data in _read_slices(file, {name: shards[name] for name in names}):
-            target, shard = weights.targets[name], shards[name]
-            parameter = model.get_parameter(target.parameter)
-            parameter.narrow(shard.dim, shard.offset, shard.num_available).copy_(data)
-            done += _num_bytes(model, target, shard)
+    for file, its_pieces in sorted(by_file.items()):
+        for piece, data in _read_pieces(file, its_pieces):
+            parameter = _parameter(model, piece.target)
+            parameter.narrow(piece.dim, piece.offset, piece.length).copy_(data)
+            done += _num_bytes(model, piece)
             if progress is not None:
                 progress(done, total)
 
 
-def _read_slices(file: Path, shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, this rank's slice) for tensors of one file."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Neighbouring elements along one dimension, and where they go in the same dimension."""
+
+    entry: TensorEntry
+    target: Target
+    dim: int  # of the parameter
+    start: int  # in the checkpoint's tensor
+    length: int
+    offset: int  # in the parameter
+
+
+def _pieces(entry: TensorEntry, target: Target, shard: Shard) -> Iterator[_Piece]:
+    """What this rank keeps of a tensor; nothing where its part is padding only."""
+    done = 0
+    while done < shard.num_available:
+        start, length = shard.start + done, shard.num_available - done
+        if target.rows is not None:
+            start, length = _in_group(target.rows, start, length)
+        yield _Piece(entry, target, shard.dim, start, length, shard.offset + done)
+        done += length
+
+
+def _in_group(rows: Rows, start: int, length: int) -> tuple[int, int]:
+    """The same features in the fused tensor: the first, and how many of them are neighbours."""
+    group, within = divmod(start, rows.length)
+    return group * rows.group_size + rows.start + within, min(length, rows.length - within)
+
+
+def _read_pieces(file: Path, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Tensor]]:
     try:
         with safe_open(file, framework="pt") as f:
-            for name, shard in shards.items():
-                if shard.num_available == 0:
-                    continue  # this rank's part is padding only
-                part = slice(shard.start, shard.start + shard.num_available)
-                tensor = f.get_slice(name)
-                yield name, cast(Tensor, tensor[part] if shard.dim == 0 else tensor[:, part])
+            for piece in pieces:
+                is_transposed = _is_transposed(piece.entry, piece.target)
+                dim = 1 - piece.dim if is_transposed else piece.dim
+                part = slice(piece.start, piece.start + piece.length)
+                index = (slice(None),) * dim + (part,)
+                if piece.target.is_stacked:
+                    index = (piece.target.expert, *index)
+                data = cast(Tensor, f.get_slice(piece.entry.name)[index])
+                yield piece, data.t() if is_transposed else data
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _is_transposed(entry: TensorEntry, target: Target) -> bool:
+    return target.is_transposed and len(entry.shape) == 2 + target.is_stacked  # not a bias
 
 
 def _check_names(model_path: str, entries: Mapping[str, TensorEntry], weights: WeightMap) -> None:
@@ -86,13 +126,30 @@ def _checked_shard(model: nn.Module, entry: TensorEntry, target: Target) -> Shar
     path, _, parameter = target.parameter.rpartition(".")
     layer = cast(ShardedLayer, model.get_submodule(path))
     shard = layer.shard(parameter, target.part)
-    if shard.full_shape != entry.shape:
-        expected, found = list(shard.full_shape), list(entry.shape)
-        raise CheckpointError(f"{entry.file}: {entry.name} has shape {found}, not {expected}")
+    expected = _expected_shape(entry, target, shard)
+    if target.is_stacked:
+        expected = (model.get_parameter(target.parameter).shape[0], *expected)
+    if expected != entry.shape:
+        raise CheckpointError(
+            f"{entry.file}: {entry.name} has shape {list(entry.shape)}, not {list(expected)}"
+        )
     return shard
 
 
-def _num_bytes(model: nn.Module, target: Target, shard: Shard) -> int:
+def _expected_shape(entry: TensorEntry, target: Target, shard: Shard) -> tuple[int, ...]:
+    shape = shard.full_shape
+    if target.rows is not None:
+        assert shape[0] == target.rows.num_groups * target.rows.length, f"rows of {entry.name}"
+        shape = (target.rows.num_groups * target.rows.group_size, *shape[1:])
+    return shape[::-1] if _is_transposed(entry, target) else shape
+
+
+def _parameter(model: nn.Module, target: Target) -> Tensor:
     parameter = model.get_parameter(target.parameter)
-    across = parameter.numel() // parameter.shape[shard.dim]
-    return shard.num_available * across * parameter.element_size()
+    return parameter if target.expert is None else parameter[target.expert]
+
+
+def _num_bytes(model: nn.Module, piece: _Piece) -> int:
+    parameter = _parameter(model, piece.target)
+    across = parameter.numel() // parameter.shape[piece.dim]
+    return piece.length * across * parameter.element_size()

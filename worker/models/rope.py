@@ -9,6 +9,23 @@ from worker.layers.rope_spec import RopeKind, RopeSpec
 from worker.models.config import ModelConfig
 
 
+def rope_spec_of_kind(config: ModelConfig, kind: str, theta: float) -> RopeSpec:
+    """Of one kind of layers (an entry of `layer_types`) where kinds have encodings of their own.
+
+    Today's configs have parameters for each kind. Older ones have one `rope_scaling`, for the
+    layers that see everything, and a base that only the family can tell: `theta`.
+    """
+    raw = dict(config.raw)
+    by_kind = raw.pop("rope_parameters", None)
+    if by_kind is not None:
+        scaling = dict(by_kind.get(kind) or {})
+    else:
+        scaling = dict(raw.get("rope_scaling") or {}) if kind == "full_attention" else {}
+        theta = float(raw.get("rope_theta") or theta) if kind == "full_attention" else theta
+    scaling["rope_theta"] = scaling.get("rope_theta") or theta
+    return rope_spec(replace(config, raw={**raw, "rope_parameters": scaling}))
+
+
 def rope_spec(config: ModelConfig) -> RopeSpec:
     """Raises: CheckpointError for an unknown kind or a missing parameter."""
     rope = config.rope

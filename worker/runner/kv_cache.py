@@ -17,11 +17,15 @@ def allocate_kv_caches(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    is_shared: bool = False,
 ) -> list[LayerKVCache]:
     """One cache per layer, zeroed: attention gathers whole blocks and masks what was never written,
-    and a stray NaN would survive the mask.
+    and a stray NaN would survive the mask. `is_shared`: keys and values are the same numbers.
     """
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
+    if is_shared:
+        latents = [_zeros(shape, dtype, device) for _ in range(num_layers)]
+        return [LayerKVCache(latent, latent) for latent in latents]
     return [
         LayerKVCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
         for _ in range(num_layers)

@@ -107,6 +107,7 @@ class ModelRunner:
             spec.head_dim,
             self.dtype,
             self.device,
+            is_shared=spec.mla is not None,
         )
         self._batch = InputBatch(
             config.max_num_seqs, self._max_model_len, config.block_size, self.dtype, self.device

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worker.attention.base import BatchLayout, LayerKVCache
+from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
 from worker.attention.gathered import decode_batches, gathered_attention
 from worker.attention.reference import ReferencePlan
 from worker.attention.registry import attention_backend
@@ -60,8 +60,20 @@ def make_step(
 def test_gathered_equals_reference(mixture: str) -> None:
     for heads, window, block_size in itertools.product(HEADS, WINDOWS, (4, 16)):
         layout, q, k, v, cache = make_step(MIXTURES[mixture], heads, block_size)
-        found = gathered_attention(layout, window).run(q, k, v, cache)
-        expected = ReferencePlan(layout, window).run(q, k, v, cache)
+        found = gathered_attention(layout, AttentionKind(window)).run(q, k, v, cache)
+        expected = ReferencePlan(layout, AttentionKind(window)).run(q, k, v, cache)
+        message = f"heads={heads} window={window} block_size={block_size}"
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=message)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_gathered_equals_reference_with_alibi_and_scale(mixture: str) -> None:
+    for heads, window, block_size in itertools.product(HEADS, (None, 7), (4, 16)):
+        slopes = tuple(2.0 ** -(1 + head) for head in range(heads[0]))
+        kind = AttentionKind(window, scale=0.7, alibi_slopes=slopes)
+        layout, q, k, v, cache = make_step(MIXTURES[mixture], heads, block_size)
+        found = gathered_attention(layout, kind).run(q, k, v, cache)
+        expected = ReferencePlan(layout, kind).run(q, k, v, cache)
         message = f"heads={heads} window={window} block_size={block_size}"
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=message)
 

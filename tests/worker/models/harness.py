@@ -29,15 +29,18 @@ def make_checkpoint(path: Path, config: Any, seed: int = 0) -> Any:
     import transformers
 
     model_class = getattr(transformers, config.architectures[0])
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._attn_implementation or "eager"
     torch.manual_seed(seed)
     model = model_class(config).eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.dim() > 1 else 0.1
             parameter.normal_(0, scale)
-            if "norm" in name:
+            if "norm" in name or ".ln_" in name:
                 parameter.add_(1.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     model.save_pretrained(path)
     return model
 

@@ -3,12 +3,19 @@
 Its functions are the base of the families that differ from it in a few fields.
 """
 
+from collections.abc import Mapping
+
 from worker.errors import CheckpointError
 from worker.layers.activation import ACTIVATIONS
 from worker.models.config import ModelConfig
-from worker.models.family import Family, Target, WeightMap
+from worker.models.family import Family, Target, Targets, WeightMap, layer_targets
 from worker.models.rope import rope_spec
 from worker.models.spec import ModelSpec
+
+NORMS: Mapping[str, Targets] = {
+    "input_layernorm.weight": Target("attention_norm.weight"),
+    "post_attention_layernorm.weight": Target("mlp_norm.weight"),
+}
 
 
 def build_spec(config: ModelConfig) -> ModelSpec:
@@ -37,16 +44,18 @@ def build_spec(config: ModelConfig) -> ModelSpec:
 
 
 def build_weight_map(spec: ModelSpec) -> WeightMap:
-    targets = {
+    return weight_map(spec, {**NORMS, **attention_targets(spec), **mlp_targets(spec)})
+
+
+def weight_map(spec: ModelSpec, in_every_layer: Mapping[str, Targets]) -> WeightMap:
+    """Of Llama's names, but for those within a layer."""
+    targets: dict[str, Targets] = {
         "model.embed_tokens.weight": Target("embedding.weight"),
         "model.norm.weight": Target("norm.weight"),
     }
     if not spec.tied_head:
         targets["lm_head.weight"] = Target("lm_head.weight")
-    for layer in range(spec.num_layers):
-        for name, target in _layer_targets(spec).items():
-            parameter = f"layers.{layer}.{target.parameter}"
-            targets[f"model.layers.{layer}.{name}"] = Target(parameter, target.part)
+    targets |= layer_targets("model.layers.{}.", spec.num_layers, in_every_layer)
     return WeightMap(
         targets,
         # Buffers that old versions of transformers saved, and the copy of a tied head.
@@ -55,11 +64,8 @@ def build_weight_map(spec: ModelSpec) -> WeightMap:
     )
 
 
-def _layer_targets(spec: ModelSpec) -> dict[str, Target]:
-    targets = {
-        "input_layernorm.weight": Target("attention_norm.weight"),
-        "post_attention_layernorm.weight": Target("mlp_norm.weight"),
-    }
+def attention_targets(spec: ModelSpec) -> dict[str, Targets]:
+    targets: dict[str, Targets] = {}
     if spec.qk_norm:
         targets["self_attn.q_norm.weight"] = Target("attention.qk_norm.q_weight")
         targets["self_attn.k_norm.weight"] = Target("attention.qk_norm.k_weight")
@@ -69,6 +75,12 @@ def _layer_targets(spec: ModelSpec) -> dict[str, Target]:
                 targets[f"self_attn.{part}_proj.{kind}"] = Target(f"attention.qkv.{kind}", part)
         if kind == "weight" or spec.output_bias:
             targets[f"self_attn.o_proj.{kind}"] = Target(f"attention.output.{kind}")
+    return targets
+
+
+def mlp_targets(spec: ModelSpec) -> dict[str, Targets]:
+    targets: dict[str, Targets] = {}
+    for kind in ("weight", "bias"):
         if kind == "weight" or spec.mlp_bias:
             for part in ("gate", "up"):
                 targets[f"mlp.{part}_proj.{kind}"] = Target(f"mlp.gate_up.{kind}", part)

@@ -1,0 +1,37 @@
+"""Parameters of a mixture of experts, as data: no torch here, as in all that reads configs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MoESpec:
+    """Experts in place of the MLP of some layers, a few of them for each token.
+
+    A token's experts are those of the greatest router scores; their outputs are weighted by the
+    softmax of all scores, or their sigmoids, taken over the chosen alone where `renormalize`. With
+    groups a token's experts are out of the `top_groups` whose best experts score highest.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int  # of one expert
+    renormalize: bool
+    is_sparse: tuple[bool, ...]  # per layer: experts, or the plain MLP
+    has_bias: bool = False  # of router and experts
+    shared_intermediate_size: int = 0  # of an expert that all tokens have; 0: none
+    is_shared_gated: bool = True  # by a sigmoid
+    is_sigmoid: bool = False  # not softmax
+    has_choice_bias: bool = False  # added to scores for the choice, not for the weights
+    num_groups: int = 1
+    top_groups: int = 1
+    best_of_group: int = 1  # experts whose sum is a group's score
+    weight_scale: float = 1.0
+    swiglu: "ClampedSwiGLU | None" = None  # None: the model's activation, gate and up one by one
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiGLU:
+    """gpt-oss's activation, over gate and up features that take turns in a checkpoint's rows."""
+
+    alpha: float
+    limit: float
