@@ -5,12 +5,13 @@ of text and nothing else, costs one JSON string. Nothing here waits or knows HTT
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from gateway.logprobs import chat_logprobs, text_logprobs
+from gateway.parsers.events import ToolDelta
 from gateway.schemas.answers import Usage
 from gateway.text.choice import ChoiceEvent
 from gateway.text.tokenizer import TextTokenizer
@@ -116,7 +117,7 @@ class ChatChunks(Chunks):
         self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
     ) -> bytes:
         if event.index in self._begun:
-            return super().write(event, usage)
+            return self._write_begun(event, usage)
         self._begun.add(event.index)
         delta = {"role": "assistant", "content": ""}
         choice = {
@@ -125,7 +126,34 @@ class ChatChunks(Chunks):
             "logprobs": None,
             "finish_reason": None,
         }
-        return self._frame(_encode([choice]), usage, prompt_ids) + super().write(event, usage)
+        first = self._frame(_encode([choice]), usage, prompt_ids)
+        return first + self._write_begun(event, usage)
+
+    def _write_begun(self, event: ChoiceEvent, usage: Usage | None) -> bytes:
+        """Calls have frames of their own, between the event's text and its end."""
+        if not event.tool_deltas:
+            return super().write(event, usage)
+        text = replace(event, finish_reason=None, tool_deltas=[])
+        frames = [super().write(text, usage) if event.text or event.token_ids else b""]
+        frames += [self._call_frame(event.index, delta, usage) for delta in event.tool_deltas]
+        if event.finish_reason is not None:
+            end = replace(event, text="", token_ids=[], logprobs=None, tool_deltas=[])
+            frames.append(self._full_frame(end, usage, None))
+        return b"".join(frames)
+
+    def _call_frame(self, index: int, delta: ToolDelta, usage: Usage | None) -> bytes:
+        call: dict[str, Any] = {"index": delta.index}
+        function: dict[str, str] = {"arguments": delta.arguments}
+        if delta.id is not None and delta.name is not None:
+            call |= {"id": delta.id, "type": "function"}
+            function = {"name": delta.name, **function}
+        choice = {
+            "index": index,
+            "delta": {"tool_calls": [{**call, "function": function}]},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        return self._frame(_encode([choice]), usage)
 
     def _choice(self, event: ChoiceEvent) -> dict[str, Any]:
         head = self._head
@@ -140,11 +168,26 @@ class ChatChunks(Chunks):
 
 
 class TextChunks(Chunks):
-    """text_completion: chunk and whole answer are the same object."""
+    """text_completion: chunk and whole answer are the same object. The first of each choice comes
+    with its first token, even if that has no text: a client's first sign of life.
+    """
 
     object_name = "text_completion"
     text_before = (b'{"index":', b',"text":')
     text_after = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def __init__(self, head: ChunkHead) -> None:
+        super().__init__(head)
+        self._begun: set[int] = set()
+
+    def write(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
+    ) -> bytes:
+        frame = super().write(event, usage, prompt_ids)
+        if event.index in self._begun:
+            return frame
+        self._begun.add(event.index)
+        return frame or self._text_frame(event.index, "")
 
     def _choice(self, event: ChoiceEvent) -> dict[str, Any]:
         head = self._head

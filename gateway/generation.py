@@ -13,7 +13,9 @@ from gateway.drain import Drain
 from gateway.errors import APIError
 from gateway.logprobs import ScoredToken
 from gateway.metrics import RequestTimer
-from gateway.schemas.answers import PromptTokensDetails, StopReason, Usage
+from gateway.parsers.events import FoundCall, join_calls
+from gateway.parsers.reader import ToolReader, ToolReading
+from gateway.schemas.answers import AnswerEnd, PromptTokensDetails, StopReason, Usage
 from gateway.text.choice import Choice, ChoiceEvent, TextSettings
 from gateway.text.tokenizer import TextTokenizer
 from gateway.tokens import (
@@ -36,6 +38,7 @@ class GenerationPlan:
     tokenizer: TextTokenizer
     text: TextSettings
     echo_texts: list[str] = field(default_factory=list)  # one a prompt, where it is echoed
+    tools: ToolReading | None = None  # None: whatever the model says is content
 
 
 class Generation:
@@ -54,6 +57,9 @@ class Generation:
         self._drain = drain
         self._streams: list[TokenStream] = []
         self._choices = [self._choice(index) for index in range(len(plan.requests))]
+        self._readers: list[ToolReader] = []
+        if plan.tools is not None:
+            self._readers = [plan.tools.make_reader() for _ in self._choices]
         self._num_open = len(self._choices)
         self._source: DeltaSource | None = None
         self._reader: asyncio.Task[object] | None = None
@@ -144,7 +150,18 @@ class Generation:
             self._timer.on_tokens(index, len(event.token_ids))
         if choice.finish_reason is not None:
             self._close_choice(choice, ended_by_engine=deltas[-1].finish_reason is not None)
+        if self._readers:
+            self._read_calls(self._readers[index], event)
         return event
+
+    def _read_calls(self, reader: ToolReader, event: ChoiceEvent) -> None:
+        """Takes the calls out of the event's text. Who forced one function by its name is told
+        "stop", as by OpenAI."""
+        is_last = event.finish_reason is not None
+        event.text, event.tool_deltas = reader.feed(event.text, is_last=is_last)
+        assert self.plan.tools is not None
+        if event.finish_reason == "stop" and reader.num_calls and self.plan.tools.forced is None:
+            event.finish_reason = "tool_calls"
 
     def _close_choice(self, choice: Choice, *, ended_by_engine: bool) -> None:
         assert choice.finish_reason is not None
@@ -199,8 +216,9 @@ class ChoiceResult:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[ScoredToken] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerEnd | None = None
     stop_reason: StopReason = None
+    calls: list[FoundCall] = field(default_factory=list)
 
 
 async def fold(generation: Generation) -> list[ChoiceResult]:
@@ -219,6 +237,7 @@ async def fold(generation: Generation) -> list[ChoiceResult]:
 
 def _join(result: ChoiceResult, event: ChoiceEvent) -> None:
     result.token_ids += event.token_ids
+    join_calls(result.calls, event.tool_deltas)
     if event.logprobs is not None:
         if result.logprobs is None:
             result.logprobs = []

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from gateway.errors import InvalidRequestError
 from gateway.generation import GenerationPlan
+from gateway.grammar import constrained_format
+from gateway.parsers.generic import GENERIC
+from gateway.parsers.reader import ToolReading
 from gateway.sampling import (
     LogprobLimits,
     check_logprobs,
@@ -19,7 +22,7 @@ from gateway.sampling import (
     truncate,
     window_tokens,
 )
-from gateway.schemas.chat import ChatRequest
+from gateway.schemas.chat import ChatRequest, NamedTool
 from gateway.schemas.common import SamplingFields
 from gateway.schemas.completion import DEFAULT_MAX_TOKENS, CompletionRequest
 from gateway.text.chat_template import ChatOptions
@@ -54,6 +57,7 @@ class _Output:
     sampling: SamplingSettings
     text: TextSettings
     echo_texts: list[str]
+    tools: ToolReading | None = None
 
 
 def plan_chat(body: ChatRequest, asker: Asker) -> GenerationPlan:
@@ -73,16 +77,36 @@ def plan_chat(body: ChatRequest, asker: Asker) -> GenerationPlan:
     check_max_tokens(given, asker.model, name)
     num_top = check_logprobs(body.top_logprobs or 0, asker.max_logprobs, "top_logprobs")
     limits = LogprobLimits(num_top if body.logprobs else None, _prompt_logprobs(body, asker))
-    stops = body.stops + (() if body.ignore_eos else asker.text.chat_stops)
     sampling = _sampling(body, asker, given, limits)
+    # A grammar ends its answer itself; a default stop string could cut it short.
+    has_own_end = body.ignore_eos or sampling.grammar is not None
+    stops = body.stops + (() if has_own_end else asker.text.chat_stops)
+    tools = tool_reading(body, asker.text)
+    text = _text_settings(body, sampling, stops)
+    if tools is not None:
+        text = replace(text, shown_special_ids=asker.text.special_mark_ids())
     output = _Output(
         max_tokens=asker.default_max_tokens if given is None else given,
         param="messages",
         sampling=sampling,
-        text=_text_settings(body, sampling, stops),
+        text=text,
         echo_texts=[],
+        tools=tools,
     )
     return _plan(body, asker, [ids], output)
+
+
+def tool_reading(body: ChatRequest, text: TextModel) -> ToolReading | None:
+    """None: no tools, or the client wants none called."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    names = frozenset(tool.function.name for tool in body.tools)
+    takes_many = body.parallel_tool_calls is not False
+    if isinstance(body.tool_choice, NamedTool):
+        return ToolReading(GENERIC, names, forced=body.tool_choice.function.name)
+    is_constrained = body.tool_choice == "required" or body.wants_json
+    tool_format = constrained_format(text.tool_format) if is_constrained else text.tool_format
+    return ToolReading(tool_format, names, takes_many=takes_many)
 
 
 def plan_completion(body: CompletionRequest, asker: Asker) -> GenerationPlan:
@@ -138,6 +162,7 @@ def _plan(
         tokenizer=asker.text.tokenizer,
         text=output.text,
         echo_texts=output.echo_texts,
+        tools=output.tools,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gateway.errors import ContextLengthError, InvalidRequestError
+from gateway.grammar import grammar_of
 from gateway.schemas.common import SamplingFields
 from gateway.text.model_text import TextModel
 from gateway.text.tokenizer import TextTokenizer
@@ -60,6 +61,7 @@ def resolve_sampling(
         bad_words=_bad_words(body.bad_words or [], text.tokenizer),
         logprobs=logprobs.sample,
         prompt_logprobs=logprobs.prompt,
+        grammar=grammar_of(body, text.tool_format),
     )
 
 

@@ -12,6 +12,14 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """A language that the output is held to. Meanings as in protos/common.proto."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingSettings:
     """Validated and resolved: no field means "ask the model's defaults". Meanings as in
     protos/common.proto.
@@ -34,6 +42,7 @@ class SamplingSettings:
     bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from gateway.cluster_snapshot import (
 from gateway.refusals import Code, Refusal
 from gateway.tokens import (
     FinishReason,
+    Grammar,
     ModelInfo,
     SamplingSettings,
     Timing,
@@ -30,6 +31,11 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     common_pb2.FINISH_REASON_LENGTH: "length",
     common_pb2.FINISH_REASON_ABORT: "abort",
     common_pb2.FINISH_REASON_ERROR: "error",
+}
+_GRAMMAR_KINDS = {
+    "json_schema": common_pb2.Grammar.KIND_JSON_SCHEMA,
+    "regex": common_pb2.Grammar.KIND_REGEX,
+    "lark": common_pb2.Grammar.KIND_LARK,
 }
 _REPLICA_STATES: dict[int, ReplicaState] = {
     scheduler_pb2.REPLICA_STATE_STARTING: "starting",
@@ -178,7 +184,12 @@ def sampling_params(settings: SamplingSettings) -> common_pb2.SamplingParams:
         bad_words=[common_pb2.TokenSequence(token_ids=ids) for ids in settings.bad_words],
         logprobs=settings.logprobs,
         prompt_logprobs=settings.prompt_logprobs,
+        grammar=None if settings.grammar is None else _grammar(settings.grammar),
     )
+
+
+def _grammar(grammar: Grammar) -> common_pb2.Grammar:
+    return common_pb2.Grammar(kind=_GRAMMAR_KINDS[grammar.kind], text=grammar.text)
 
 
 def token_delta(output: worker_pb2.RequestOutput) -> TokenDelta:

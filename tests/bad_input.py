@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 JSON = {"content-type": "application/json"}
+FORMAT, OUTPUTS = "response_format", "structured_outputs"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
@@ -37,6 +38,14 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
     def messages(*contents: Any) -> list[dict[str, Any]]:
         return [{"role": "user", "content": content} for content in contents]
 
+    def json_schema(schema: Any) -> dict[str, Any]:
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+    def nested(levels: int) -> dict[str, Any]:
+        return {"items": nested(levels - 1)} if levels else {}
+
+    impossible = {"type": "string", "minLength": 5, "maxLength": 2}
+    broken_tool = {"type": "function", "function": {"name": "b", "parameters": {"type": "objct"}}}
     too_long = [5] * (max_model_len + 1)
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     return [
@@ -160,7 +169,23 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
         # streams and modes
         bad_chat("stream is text", "stream", stream="yes"),
         bad_chat("stream options alone", "stream_options", stream_options={"include_usage": True}),
-        bad_chat("JSON mode", "response_format", response_format={"type": "json_object"}),
+        # constraints
+        bad_chat("no schema", FORMAT + ".json_schema", response_format={"type": "json_schema"}),
+        bad_chat("bad schema", FORMAT, response_format=json_schema({"type": "objct"})),
+        bad_chat("impossible schema", FORMAT, response_format=json_schema(impossible)),
+        bad_chat("remote schema", FORMAT, response_format=json_schema({"$ref": "http://a/b"})),
+        bad_chat("deep schema", FORMAT, response_format=json_schema(nested(70))),
+        bad_chat("large schema", FORMAT, response_format=json_schema({"enum": ["x" * 70_000]})),
+        bad_chat("structural tag", FORMAT, response_format={"type": "structural_tag"}),
+        bad_chat("regex and tools", OUTPUTS, tools=[tool], structured_outputs={"regex": "a"}),
+        bad_chat("no constraint", OUTPUTS, structured_outputs={}),
+        bad_text("two constraints", OUTPUTS, structured_outputs={"regex": "a", "choice": ["a"]}),
+        bad_text("bad regex", OUTPUTS, structured_outputs={"regex": "a(b"}),
+        bad_text("NUL in a regex", OUTPUTS, structured_outputs={"regex": "a\0b"}),
+        bad_text("own grammar", OUTPUTS, structured_outputs={"grammar": 'start: "a"'}),
+        bad_text("no choice", OUTPUTS, structured_outputs={"choice": []}),
+        bad_text("schema is no JSON", OUTPUTS, structured_outputs={"json": "{"}),
+        bad_text("schema is a number", OUTPUTS, structured_outputs={"json": "5"}),
         bad_chat("unknown format", "response_format.type", response_format={"type": "xml"}),
         bad_chat("unsupported constraint", "guided_regex", guided_regex="a+"),
         bad_text("suffix", "suffix", suffix="end"),
@@ -168,8 +193,18 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
         bad_chat("tools are empty", "tools", tools=[]),
         bad_chat("tool without a name", "tools[0].function.name", tools=[{**tool, "function": {}}]),
         bad_chat("tool_choice without tools", "tool_choice", tool_choice="auto"),
-        bad_chat("tool_choice required", "tool_choice", tools=[tool], tool_choice="required"),
-        bad_chat("tool_choice named", "tool_choice", tools=[tool], tool_choice=tool),
+        bad_chat(
+            "tool_choice of no tool",
+            "tool_choice",
+            tools=[tool],
+            tool_choice={"type": "function", "function": {"name": "subtract"}},
+        ),
+        bad_chat(
+            "forced tool with a bad schema",
+            "tools[1].function.parameters",
+            tools=[tool, broken_tool],
+            tool_choice="required",
+        ),
         bad_chat("continue and prompt", "continue_final_message", continue_final_message=True),
         bad_chat(
             "reserved variable", "chat_template_kwargs", chat_template_kwargs={"messages": []}

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable
 from protos import common_pb2, scheduler_pb2, worker_pb2
 from protos.block_hash import pack
 from worker.engine.request import NewRequest, RequestError, RequestOutput, RequestTiming
-from worker.engine.sampling_params import SamplingParams
+from worker.engine.sampling_params import Grammar, SamplingParams
 from worker.engine.step import TokenLogprobs
 from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.report import EngineCounters, ReplicaLoad, ReplicaReport
@@ -57,7 +57,8 @@ def sampling_params(
     end-of-sequence ids stop as well.
     """
     stop_token_ids = tuple(message.stop_token_ids)
-    if not message.ignore_eos:
+    # A grammar needs a way to end.
+    if not message.ignore_eos or message.HasField("grammar"):
         stop_token_ids = tuple(dict.fromkeys((*eos_token_ids, *stop_token_ids)))
     return SamplingParams(
         max_tokens=message.max_tokens if message.HasField("max_tokens") else max_model_len,
@@ -78,7 +79,19 @@ def sampling_params(
         bad_words=tuple(tuple(word.token_ids) for word in message.bad_words),
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        grammar=grammar(message.grammar) if message.HasField("grammar") else None,
     )
+
+
+def grammar(message: common_pb2.Grammar) -> Grammar:
+    match message.kind:
+        case common_pb2.Grammar.KIND_JSON_SCHEMA:
+            return Grammar("json_schema", message.text)
+        case common_pb2.Grammar.KIND_REGEX:
+            return Grammar("regex", message.text)
+        case common_pb2.Grammar.KIND_LARK:
+            return Grammar("lark", message.text)
+    return Grammar("unknown", message.text)
 
 
 # --- what goes out --------------------------------------------------------------------------------

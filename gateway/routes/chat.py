@@ -12,7 +12,13 @@ from gateway.generation import ChoiceResult
 from gateway.logprobs import chat_logprobs, prompt_logprobs
 from gateway.planning import plan_chat
 from gateway.routes.answering import Answering, begin, fingerprint, stream, whole
-from gateway.schemas.answers import AssistantMessage, ChatChoice, ChatCompletion
+from gateway.schemas.answers import (
+    AssistantMessage,
+    CalledFunction,
+    ChatChoice,
+    ChatCompletion,
+    ToolCall,
+)
 from gateway.schemas.chat import ChatRequest
 
 router = APIRouter(tags=["chat"])
@@ -53,9 +59,20 @@ def _choice(result: ChoiceResult, body: ChatRequest, answering: Answering) -> Ch
         logprobs = chat_logprobs(result.logprobs, body.top_logprobs or 0, tokenizer)
     return ChatChoice(
         index=result.index,
-        message=AssistantMessage(content=result.text),
+        message=_message(result),
         logprobs=logprobs,
         finish_reason=result.finish_reason,
         stop_reason=result.stop_reason,
         token_ids=result.token_ids if body.return_token_ids else UNSET,
     )
+
+
+def _message(result: ChoiceResult) -> AssistantMessage:
+    """Content is null where there are only calls."""
+    if not result.calls:
+        return AssistantMessage(content=result.text)
+    calls = [
+        ToolCall(id=call.id, function=CalledFunction(call.name, call.arguments))
+        for call in result.calls
+    ]
+    return AssistantMessage(content=result.text or None, tool_calls=calls)

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 StopReason = str | int | None
+AnswerEnd = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
 class PromptTokensDetails(Struct):
@@ -57,10 +58,22 @@ class RankedLogprob(Struct):
 PromptLogprobs = list[dict[str, RankedLogprob] | None]
 
 
+class CalledFunction(Struct):
+    name: str
+    arguments: str  # JSON, as the model wrote it
+
+
+class ToolCall(Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):

@@ -103,11 +103,17 @@ class ChatRequest(SamplingFields):
             raise InvalidRequestError(
                 "tool_choice is only allowed when `tools` are given.", param="tool_choice"
             )
-        if self.tool_choice != "auto":
-            raise InvalidRequestError(
-                "A tool_choice that forces a call is not supported yet; use 'auto' or 'none'.",
-                param="tool_choice",
-            )
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            if all(tool.function.name != name for tool in self.tools):
+                raise InvalidRequestError(
+                    f"tool_choice names the function '{name[:128]}', which is not among `tools`.",
+                    param="tool_choice",
+                )
+
+    @property
+    def uses_tools(self) -> bool:
+        return self.tools is not None and self.tool_choice != "none"
 
     @property
     def max_output_tokens(self) -> int | None:

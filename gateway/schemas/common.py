@@ -22,7 +22,7 @@ MAX_STOPS = 16
 
 # Fields that change the answer and are not honoured: better refused than silently dropped.
 _REFUSED = (
-    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     *("use_beam_search", "best_of", "suffix", "prompt_embeds", "logprob_token_ids", "functions"),
     *("function_call", "audio", "web_search_options", "stop_regex", "chat_template"),
 )
@@ -33,8 +33,38 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Bool | None = None
 
 
+class JsonSchema(BaseModel):
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: Bool | None = None
+
+
 class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's; exactly one of the first six, of which two are always refused."""
+
+    json_: str | dict[str, Any] | Bool | None = Field(None, alias="json")
+    json_object: Bool | None = None
+    regex: str | None = Field(None, min_length=1)
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = None
+    grammar: str | None = Field(None, min_length=1)
+    structural_tag: Any = None
+    whitespace_pattern: str | None = None
+
+    def given(self) -> list[str]:
+        kinds = {
+            "json": self.json_,
+            "json_object": self.json_object or None,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+            "structural_tag": self.structural_tag,
+        }
+        return [name for name, value in kinds.items() if value is not None]
 
 
 class SamplingFields(BaseModel):
@@ -63,6 +93,7 @@ class SamplingFields(BaseModel):
     stream: Bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     skip_special_tokens: Bool = True
     spaces_between_special_tokens: Bool = True
     add_special_tokens: Bool | None = None
@@ -86,12 +117,6 @@ class SamplingFields(BaseModel):
             raise InvalidRequestError(
                 "Stream options can only be defined when `stream=True`.", param="stream_options"
             )
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequestError(
-                f"response_format of type '{self.response_format.type}' is not supported yet; "
-                "only 'text' is.",
-                param="response_format",
-            )
         if any(not stop for stop in self.stops):
             raise InvalidRequestError("stop cannot contain an empty string.", param="stop")
         if self.prompt_logprobs is not None and self.stream:
@@ -108,6 +133,10 @@ class SamplingFields(BaseModel):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_json(self) -> bool:
+        return self.response_format is not None and self.response_format.type != "text"
 
     @property
     def wants_usage_chunk(self) -> bool:

@@ -9,6 +9,7 @@ language models continue most readily. Such a model does not know when its turn 
 speaker's line (`DEFAULT_STOPS`) ends it, unless the request ignores end-of-sequence tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,11 +90,24 @@ class ChatTemplate:
             "add_generation_prompt": options.add_generation_prompt,
         }
         try:
-            return self._template.render(variables)
+            return self._render_calls(variables)
         except (TemplateError, *_DATA_ERRORS) as error:
             raise InvalidRequestError(
                 f"The model's chat template refused the messages: {error}", param="messages"
             ) from error
+
+    def _render_calls(self, variables: dict[str, Any]) -> str:
+        """Most templates want a call's arguments as an object; some put them into the text as they
+        are, which only a string can be."""
+        try:
+            return self._template.render(variables)
+        except TypeError:
+            messages = variables["messages"]
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+            return self._template.render(
+                {**variables, "messages": [_with_written_arguments(m) for m in messages]}
+            )
 
     def _prepare(self, message: Message) -> Message:
         role = message["role"]
@@ -106,6 +120,18 @@ class ChatTemplate:
         if self._wants_parts:
             return [{"type": "text", "text": text} for text in texts]
         return "\n".join(texts)
+
+
+def _with_written_arguments(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls}
 
 
 def _marked(message: Message) -> Message:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from gateway.errors import EngineError, UnavailableError
 from gateway.logprobs import ScoredToken
-from gateway.schemas.answers import StopReason
+from gateway.parsers.events import ToolDelta
+from gateway.schemas.answers import AnswerEnd, StopReason
 from gateway.text.detokenizer import Detokenizer
 from gateway.text.stop import StopStrings
 from gateway.text.tokenizer import TextTokenizer
@@ -22,6 +23,7 @@ class TextSettings:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    shown_special_ids: frozenset[int] = frozenset()  # marks of tool calls: text all the same
     min_tokens: int = 0  # stop strings count only from the token after these
     stop_token_ids: frozenset[int] = frozenset()  # the client's own: named as the stop reason
     wants_logprobs: bool = False
@@ -36,8 +38,9 @@ class ChoiceEvent:
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerEnd | None = None
     stop_reason: StopReason = None
+    tool_deltas: list[ToolDelta] = field(default_factory=list)
     logprobs: list[ScoredToken] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
 
@@ -77,7 +80,10 @@ class Choice:
         self._offset = len(echo_text)
         self._stops = StopStrings(settings.stops, include=settings.include_stop)
         self._detokenizer = Detokenizer(
-            tokenizer, prompt_ids, skip_special_tokens=settings.skip_special_tokens
+            tokenizer,
+            prompt_ids,
+            skip_special_tokens=settings.skip_special_tokens,
+            shown_ids=settings.shown_special_ids,
         )
 
     def feed(self, deltas: list[TokenDelta]) -> ChoiceEvent:

@@ -22,14 +22,21 @@ class Detokenizer:
     __slots__ = ("_context", "_held", "_hidden", "_skip", "_stream", "_tokenizer")
 
     def __init__(
-        self, tokenizer: TextTokenizer, prompt_ids: list[int], *, skip_special_tokens: bool = True
+        self,
+        tokenizer: TextTokenizer,
+        prompt_ids: list[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
+        """`shown_ids`: special tokens that are text all the same."""
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._hidden = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
+        # What is to be hidden does not come here, so the library need not look.
+        self._skip = skip_special_tokens and not shown_ids
         self._context = self._usable_context(prompt_ids)
         self._held: list[int] = []
-        self._stream = DecodeStream(ids=self._context, skip_special_tokens=skip_special_tokens)
+        self._stream = DecodeStream(ids=self._context, skip_special_tokens=self._skip)
 
     def push(self, token_id: int) -> str:
         # Ids without text must not enter the stream: it would keep and re-decode them for ever.

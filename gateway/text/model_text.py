@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 
 from gateway.errors import APIError, EngineError, UnavailableError
+from gateway.parsers.registry import detect_format
+from gateway.parsers.text_parser import ToolFormat
 from gateway.text.chat_template import (
     DEFAULT_STOPS,
     DEFAULT_TEMPLATE,
@@ -64,6 +66,7 @@ class TextModel:
     defaults: GenerationDefaults
     templates: Mapping[str, ChatTemplate]  # "default", and "tool_use" where the model has one
     has_own_template: bool
+    tool_format: ToolFormat
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> "TextModel":
@@ -88,11 +91,19 @@ class TextModel:
             defaults=GenerationDefaults.from_json(files.get("generation_config.json")),
             templates=templates,
             has_own_template=bool(sources),
+            tool_format=detect_format(sources.values(), tokenizer.added_tokens.values()),
         )
 
     @property
     def chat_stops(self) -> tuple[str, ...]:
         return () if self.has_own_template else DEFAULT_STOPS
+
+    def special_mark_ids(self) -> frozenset[int]:
+        """The special tokens that are part of how this model writes its calls."""
+        marks = self.tool_format.all_marks
+        special = self.tokenizer.special_ids
+        added = self.tokenizer.added_tokens
+        return frozenset(id_ for id_, text in added.items() if id_ in special and text in marks)
 
     def encode_chat(
         self, messages: list[Message], options: ChatOptions, add_special_tokens: bool | None

@@ -31,6 +31,10 @@ class TextTokenizer:
         self._decoder_kinds = _decoder_kinds(self.backend)
         self._token_bytes: dict[int, bytes] = {}
 
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        return self._added
+
     def encode(self, text: str, *, add_special_tokens: bool, param: str = "prompt") -> list[int]:
         try:
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids

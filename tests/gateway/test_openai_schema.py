@@ -7,12 +7,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.gateway.fake_router import FakeRouter
+from tests.gateway.fake_router import FakeRouter, says
 
 DOCUMENT = Path(__file__).parents[3] / "shared/openai-spec/openapi-trimmed.json"
 pytestmark = pytest.mark.skipif(not DOCUMENT.exists(), reason="no copy of OpenAI's document")
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+TOOL = {"type": "function", "function": {"name": "add"}}
 TEXT = {"model": "tiny", "prompt": "hello"}
 
 
@@ -74,6 +75,21 @@ async def test_text_answers_and_chunks(client, validate, fields):
     response = await client.post("/v1/completions", json={**TEXT, **fields, "stream": True})
     for line in response.text.split("\n\n")[:-2]:
         validate(json.loads(line[6:]), "CreateCompletionResponse")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", TOOL])
+async def test_calls_in_answers_and_chunks(client, router, validate, choice):
+    call = '{"name": "add", "arguments": {"a": 1}}'
+    router.script = says('{"a": 1}' if choice == TOOL else call)
+    body = {**CHAT, "tools": [TOOL], "tool_choice": choice}
+    whole = (await client.post("/v1/chat/completions", json=body)).json()
+    assert whole["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+    validate(whole, "CreateChatCompletionResponse")
+    response = await client.post("/v1/chat/completions", json={**body, "stream": True})
+    chunks = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+    assert any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
+    for chunk in chunks:
+        validate(chunk, "CreateChatCompletionStreamResponse")
 
 
 async def test_models(client, validate):

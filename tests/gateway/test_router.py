@@ -19,7 +19,7 @@ from gateway.errors import (
 from gateway.routed_stream import RoutedStream
 from gateway.router import Router, RoutingLimits
 from gateway.scheduler_client import SchedulerClient, SchedulerTimings
-from gateway.tokens import TokenDelta, TokenRequest
+from gateway.tokens import Grammar, TokenDelta, TokenRequest
 from gateway.worker_client import WorkerPool
 from gateway.worker_connection import ConnectionTimings
 from protos import common_pb2, scheduler_pb2
@@ -553,6 +553,7 @@ async def test_submit_carries_every_field_of_the_request() -> None:
         bad_words=((6,), (7, 8)),
         logprobs=0,
         prompt_logprobs=3,
+        grammar=Grammar("lark", 'start: "a"'),
         priority=5,
         tenant="acme",
         cache_salt="salt",
@@ -574,6 +575,8 @@ async def test_submit_carries_every_field_of_the_request() -> None:
                 assert [tuple(word.token_ids) for word in got] == list(wanted)
             case "stop_token_ids" | "allowed_token_ids":
                 assert tuple(got) == wanted
+            case "grammar":
+                assert (got.kind, got.text) == (common_pb2.Grammar.KIND_LARK, 'start: "a"')
             case _:
                 assert sent.sampling.HasField(field.name), field.name  # type: ignore[arg-type]
                 assert got == wanted, field.name

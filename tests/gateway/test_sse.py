@@ -70,6 +70,18 @@ async def test_text_stream_byte_for_byte(client):
     ]
 
 
+async def test_first_token_without_text_is_a_sign_of_life(client, router):
+    begin, hello = ids_of("<s>")[0], ids_of("hello")[0]
+    router.script = lambda request: [
+        [TokenDelta([begin])],
+        [TokenDelta([begin])],
+        [TokenDelta([hello], "length")],
+    ]
+    chunks = (await frames(client, "/v1/completions", {**TEXT, "ignore_eos": True}))[:-1]
+    texts = [msgspec.json.decode(chunk[6:])["choices"][0]["text"] for chunk in chunks]
+    assert texts == ["", "hello"]
+
+
 async def test_stream_headers(client):
     response = await client.post("/v1/chat/completions", json=CHAT)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"

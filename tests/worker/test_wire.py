@@ -10,7 +10,7 @@ from protos import common_pb2, scheduler_pb2, worker_pb2
 from protos.block_hash import BlockHash
 from worker import wire
 from worker.engine.request import ErrorCode, RequestError, RequestOutput, RequestTiming
-from worker.engine.sampling_params import SamplingParams
+from worker.engine.sampling_params import Grammar, SamplingParams
 from worker.engine.step import TokenLogprobs
 from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.report import EngineCounters, ReplicaLoad, ReplicaReport
@@ -42,6 +42,7 @@ def all_sampling() -> common_pb2.SamplingParams:
         bad_words=[common_pb2.TokenSequence(token_ids=[4, 5])],
         logprobs=0,
         prompt_logprobs=2,
+        grammar=common_pb2.Grammar(kind=common_pb2.Grammar.KIND_REGEX, text="a+"),
     )
     message.logit_bias[6] = 1.5
     return message
@@ -133,17 +134,32 @@ def test_every_sampling_field_reaches_the_sampler() -> None:
         repetition_penalty=1.1,
         seed=-(2**62),
         min_tokens=3,
-        stop_token_ids=(8, 9),
+        stop_token_ids=(2, 3, 8, 9),  # a grammar must be able to end, so ignore_eos gives way
         logit_bias=((6, 1.5),),
         allowed_token_ids=(1, 2),
         bad_words=((4, 5),),
         logprobs=0,
         prompt_logprobs=2,
+        grammar=Grammar("regex", "a+"),
     )
     assert wire.sampling_params(message, 512, (2, 3)) == expected
     neutral = SamplingParams(max_tokens=512)
     names = {field.name for field in fields(SamplingParams)}
     assert all(getattr(expected, name) != getattr(neutral, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        (common_pb2.Grammar.KIND_JSON_SCHEMA, "json_schema"),
+        (common_pb2.Grammar.KIND_REGEX, "regex"),
+        (common_pb2.Grammar.KIND_LARK, "lark"),
+        (common_pb2.Grammar.KIND_UNSPECIFIED, "unknown"),
+    ],
+)
+def test_grammars_keep_their_kind(kind: common_pb2.Grammar.Kind.ValueType, wanted: str) -> None:
+    found = wire.grammar(common_pb2.Grammar(kind=kind, text="a"))
+    assert (found.kind, found.text) == (wanted, "a")
 
 
 def test_absent_sampling_fields_are_neutral() -> None:

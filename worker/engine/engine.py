@@ -189,6 +189,9 @@ class Engine:
         self._stats.generation_tokens += len(sampled)
         all_logprobs, outputs = result.logprobs, self._outputs
         for i, (request, token_id) in enumerate(zip(sampled, result.token_ids, strict=True)):
+            if result.failed and (why := result.failed.get(request.slot)) is not None:
+                self._end(request, "error", error=_invalid(why, "grammar"))
+                continue
             request.token_ids.append(token_id)
             output = RequestOutput(request.owner, request.handle, request.request_id, [token_id])
             if all_logprobs is not None and (logprobs := all_logprobs[i]) is not None:

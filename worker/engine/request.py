@@ -150,7 +150,10 @@ class Request:
         self.num_computed_tokens = 0  # those whose keys and values are in the cache
         self.max_total_tokens = max_total_tokens
         # A stop id counts from the token after this many on (min_tokens masks it before).
-        self.min_total_tokens = self.num_prompt_tokens + new.sampling.min_tokens
+        # Where a grammar has ended nothing but a stop id can follow, however few tokens it took.
+        is_constrained = new.sampling.grammar is not None
+        min_tokens = 0 if is_constrained else new.sampling.min_tokens
+        self.min_total_tokens = self.num_prompt_tokens + min_tokens
         self.stop_token_ids = frozenset(new.sampling.stop_token_ids)
 
         self.status = Status.WAITING

@@ -3,8 +3,17 @@ off the wire.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy (vLLM's convention)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A language that the output is held to. Meanings as in protos/common.proto."""
+
+    kind: Literal["json_schema", "regex", "lark", "unknown"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,7 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None  # None: none; 0: the sampled token's only; n: and the n most likely
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:

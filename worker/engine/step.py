@@ -61,3 +61,5 @@ class StepResult:
     logprobs: list[TokenLogprobs | None] | None = None  # None: nobody asked
     # slot -> this chunk's
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    # slot -> why its sequence cannot go on; its token means nothing
+    failed: dict[int, str] = field(default_factory=dict)

@@ -76,6 +76,8 @@ def _check_sampling(sampling: SamplingParams) -> None:
     for _, bias in sampling.logit_bias:
         if not math.isfinite(bias):
             raise InvalidRequest(f"logit_bias must be finite, got {bias}", "logit_bias")
+    if sampling.grammar is not None and sampling.grammar.kind == "unknown":
+        raise InvalidRequest("grammar is of a kind that this version does not know", "grammar")
     if not all(sampling.bad_words):
         raise InvalidRequest("bad_words must not hold an empty sequence", "bad_words")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.step import AdmittedSequence
+from worker.runner.grammar import SlotGrammar
 from worker.runner.truncation import TruncationParams
 
 IdArray = npt.NDArray[np.int64]
@@ -66,9 +67,12 @@ class SlotState:
     Ids outside the vocabulary are dropped: there is no logit that they could mean.
     """
 
-    def __init__(self, seq: AdmittedSequence, vocab_size: int) -> None:
+    def __init__(
+        self, seq: AdmittedSequence, vocab_size: int, grammar: SlotGrammar | None = None
+    ) -> None:
         params = seq.sampling
         self.params = params
+        self.grammar = grammar
         self.output_ids = list(seq.output_token_ids)
         self.truncation = TruncationParams(
             top_k=params.top_k if 0 < params.top_k < vocab_size else 0,
@@ -88,6 +92,7 @@ class SlotState:
             or words
             or params.min_tokens > 0
             or self.counts is not None
+            or grammar is not None
         )
 
     @property
@@ -99,6 +104,8 @@ class SlotState:
         self.output_ids.append(token_id)
         if self.counts is not None:
             self.counts.record(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
 
     def banned_ids(self) -> IdArray:
         """Bad words that the next token would complete, and stop ids that would come too early."""

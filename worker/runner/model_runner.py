@@ -32,6 +32,7 @@ from worker.models.registry import find_family
 from worker.models.spec import ModelSpec
 from worker.parallel.group import TPGroup
 from worker.runner.allocator import keep_freed_memory
+from worker.runner.grammar import GrammarCompiler
 from worker.runner.input_batch import InputBatch, StepInputs
 from worker.runner.kv_cache import allocate_kv_caches
 from worker.runner.logits import prompt_logprobs
@@ -113,7 +114,10 @@ class ModelRunner:
             config.max_num_seqs, self._max_model_len, config.block_size, self.dtype, self.device
         )
         if self._tp.rank == 0:
-            self._sampler = Sampler(spec.vocab_size, config.max_num_seqs, self.device)
+            grammars = GrammarCompiler(
+                config.model_path, spec.vocab_size, self.model_config.eos_token_ids
+            )
+            self._sampler = Sampler(spec.vocab_size, config.max_num_seqs, self.device, grammars)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -130,7 +134,8 @@ class ModelRunner:
         if self._sampler is None:
             return StepResult(token_ids=[])
         token_ids, logprobs = self._sampler.sample(logits, inputs.sampled_slots)
-        return StepResult(token_ids, logprobs, scored)
+        failed = self._sampler.failures(inputs.sampled_slots)
+        return StepResult(token_ids, logprobs, scored, failed)
 
     @torch.inference_mode()
     def compute_logits(self, plan: StepPlan) -> Tensor:

@@ -1,16 +1,19 @@
 """Chooses the next token of every sequence in a step.
 
 Stages, in the order of the field: raw logprobs, float32, allowed ids, bad words, min_tokens, logit
-bias, penalties, temperature, min-p, top-k, top-p, draw. Rows are grouped by what they need, so a
-greedy batch is one argmax. Called by the model runner on rank 0; knows nothing of blocks or models.
+bias, penalties, grammar, temperature, min-p, top-k, top-p, draw. Rows are grouped by what they
+need, so a greedy batch is one argmax. Called by the model runner on rank 0; knows nothing of blocks
+or models.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worker.engine.step import AdmittedSequence, TokenLogprobs
+from worker.runner.grammar import GrammarCompiler
 from worker.runner.logit_edits import SlotState, apply_edits
 from worker.runner.logits import finite_logits, token_logprobs
 from worker.runner.noise import gumbel, noise_keys, noisy_argmax, noisy_argmax_above
@@ -24,17 +27,28 @@ class Sampler:
     position; never of the other rows. Used by the engine thread only.
 
     Logits that are NaN count as minus infinity. Where no token is left to choose from (all masked,
-    or nothing finite), the most likely token of the raw logits is taken: one odd request must not
-    end the others.
+    or nothing finite), the most likely token of the raw logits is taken, of those that its grammar
+    allows: one odd request must not end the others.
     """
 
-    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        max_num_seqs: int,
+        device: torch.device,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
+        self._grammars = grammars
         self._device = device
         self._slots: list[SlotState | None] = [None] * max_num_seqs
 
     def admit(self, seq: AdmittedSequence) -> None:
-        self._slots[seq.slot] = SlotState(seq, self._vocab_size)
+        grammar = None
+        if seq.sampling.grammar is not None:
+            assert self._grammars is not None, "a grammar, but no vocabulary"
+            grammar = self._grammars.start(seq.sampling.grammar, seq.output_token_ids)
+        self._slots[seq.slot] = SlotState(seq, self._vocab_size, grammar)
 
     def release(self, slot: int) -> None:
         self._slots[slot] = None
@@ -50,6 +64,11 @@ class Sampler:
         for state, token_id in zip(states, tokens, strict=True):
             state.append(token_id)
         return tokens, logprobs
+
+    def failures(self, slots: list[int]) -> dict[int, str]:
+        """Of these, the sequences whose grammar has failed, and why: their tokens mean nothing."""
+        grammars = [(slot, self._state(slot).grammar) for slot in slots]
+        return {slot: g.error for slot, g in grammars if g is not None and g.error is not None}
 
     def _state(self, slot: int) -> SlotState:
         state = self._slots[slot]
@@ -76,8 +95,12 @@ def _choose_special(logits: Tensor, states: list[SlotState]) -> Tensor:
     """Rows that are edited or drawn. Returns [R] int64."""
     x = finite_logits(logits)
     edited = [i for i, state in enumerate(states) if state.has_edits]
+    forbidden: Tensor | None = None
     if edited:
         apply_edits(x, edited, [states[i] for i in edited])
+        forbidden = _forbidden(states, x)
+    if forbidden is not None:  # last, so that no bias lifts what the grammar forbids
+        x.masked_fill_(forbidden, -torch.inf)
     drawn = [i for i, state in enumerate(states) if not state.params.is_greedy]
     if not drawn:
         tokens = _row_argmax(x)
@@ -86,8 +109,22 @@ def _choose_special(logits: Tensor, states: list[SlotState]) -> Tensor:
         tokens, row_max = _draw_some(x, drawn, states)
     is_dead = (row_max == -torch.inf) | (tokens >= x.shape[1])
     if bool(is_dead.any()):
-        tokens[is_dead] = _row_argmax(finite_logits(logits[is_dead]))
+        raw = finite_logits(logits)
+        if forbidden is not None:
+            raw.masked_fill_(forbidden, -torch.inf)
+        tokens[is_dead] = _row_argmax(raw[is_dead])
     return tokens
+
+
+def _forbidden(states: list[SlotState], x: Tensor) -> Tensor | None:
+    """[R, V] bool: what the rows' grammars do not allow next; None: there are none."""
+    if all(state.grammar is None for state in states):
+        return None
+    forbidden = np.zeros(x.shape, dtype=np.bool_)  # one array, so one transfer and one fill
+    for row, state in zip(forbidden, states, strict=True):
+        if state.grammar is not None:
+            state.grammar.forbid(row)
+    return torch.from_numpy(forbidden).to(x.device)
 
 
 def _draw_some(x: Tensor, drawn: list[int], states: list[SlotState]) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,14 @@ def test_any_ids_come_out_as_the_library_decodes_them(ids, skip):
     )
 
 
+def test_special_tokens_that_are_text_are_shown_and_others_are_not():
+    ids = BYTE_LEVEL.encode("hello", add_special_tokens=False)
+    detokenizer = Detokenizer(BYTE_LEVEL, [EOS_ID, *ids], shown_ids=frozenset({0}))
+    assert [detokenizer.push(id_) for id_ in (*ids, EOS_ID, 0, *ids)] == [
+        *("hello", "", "<s>", "hello")
+    ]
+
+
 def test_an_unfinished_character_ends_as_replacement():
     ids = BYTE_LEVEL.encode("a😀", add_special_tokens=False)[:-1]
     assert "".join(pieces(BYTE_LEVEL, ids)) == "a\ufffd"

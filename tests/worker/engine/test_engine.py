@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.fake_executor import generate_alone, next_token
 from tests.worker.engine.harness import VOCAB_SIZE, Harness, new_request, prompt_of
 from worker.engine.request import ErrorCode
+from worker.engine.sampling_params import Grammar
+from worker.engine.step import StepPlan, StepResult
 
 
 def test_request_brings_the_tokens_it_would_bring_alone() -> None:
@@ -441,3 +445,42 @@ def test_next_token_depends_on_the_whole_context() -> None:
     # The fake's own promise, on which every test here rests.
     tokens = {next_token([*prompt_of(20, start=i), 3], 10**6) for i in range(20)}
     assert len(tokens) == 20
+
+
+def test_a_sequence_that_the_runner_gives_up_ends_with_an_error_and_no_other_does() -> None:
+    harness = Harness()
+    execute = harness.executor.execute
+
+    def execute_and_fail(plan: StepPlan) -> StepResult:
+        result = execute(plan)
+        slot = next((s.slot for s in plan.admitted if s.prompt_token_ids == prompt_of(5)), None)
+        return result if slot is None else replace(result, failed={slot: "no such rule"})
+
+    harness.executor.execute = execute_and_fail  # type: ignore[method-assign]
+    grammar = Grammar("lark", "start: nothing")
+    harness.add(1, prompt_of(5), grammar=grammar)
+    harness.add(2, prompt_of(6), grammar=grammar)
+    harness.run()
+    assert harness.reasons() == {1: "error", 2: "length"}
+    error = harness.ends[1].error
+    assert error is not None
+    assert (error.code, error.field) == (ErrorCode.INVALID_ARGUMENT, "grammar")
+    assert error.message == "no such rule"
+    assert harness.tokens == {1: [], 2: harness.expected_tokens(2)}
+
+
+def test_a_constrained_request_stops_where_its_grammar_ends_even_under_min_tokens() -> None:
+    harness = Harness()
+    alone = generate_alone(prompt_of(5), new_request(1, [1], 20).sampling, VOCAB_SIZE, 100)
+    stops = {"stop_token_ids": (alone[1],), "min_tokens": 15}
+    harness.add(1, prompt_of(5), max_tokens=20, grammar=Grammar("regex", "a"), **stops)
+    harness.run()
+    assert harness.tokens[1] == alone[: alone.index(alone[1]) + 1]
+
+
+def test_a_grammar_of_an_unknown_kind_is_refused() -> None:
+    harness = Harness()
+    harness.add(1, prompt_of(5), grammar=Grammar("unknown", ""))
+    harness.run()
+    error = harness.ends[1].error
+    assert error is not None and error.field == "grammar"
