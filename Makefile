@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: install serve test test-slow lint format protos check-protos demo-model bench clean
+.PHONY: install serve test test-slow lint format protos check-protos demo-model family-table bench clean
 
 install: $(STAMP)
 
@@ -49,6 +49,10 @@ check-protos: install
 	@rm -rf build/protos && mkdir -p build/protos
 	@$(call GENERATE,build/protos)
 	@for f in build/protos/protos/*; do cmp $$f protos/$$(basename $$f) || exit 1; done
+
+# Measures every model family against transformers and writes the table.
+family-table: install
+	$(BIN)/python -m pytest -q tests/worker/models --family-table worker/models/families/README.md
 
 demo-model: install
 	$(BIN)/python -m worker.demo.train

@@ -4,12 +4,14 @@ Whole prompts, chunks, a cached prefix, decodes in a batch and mixtures of them;
 alone and split over ranks; the memory plan's count of weights against the tensors loaded.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.worker.models.family_table import TABLE
 from tests.worker.models.harness import (
     driver_for,
     make_checkpoint,
@@ -38,7 +40,15 @@ def assert_checkpoint_parity(path: Path, model: Any, tp_sizes: tuple[int, ...]) 
     prompt = random_tokens(40, seed=11, vocab_size=vocab_size)
     for size in tp_sizes:
         _assert_greedy_tokens_match(model, path, prompt, size)
+    TABLE.add(make_runner(path).model_config.architecture, _form(), difference, tp_sizes)
     return difference
+
+
+def _form() -> str:
+    """The running test's name for the row: what stands in its brackets, else its own words."""
+    name = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].removesuffix(" (call)")
+    case = name.partition("[")[2].removesuffix("]")
+    return case or name.removeprefix("test_").replace("_", " ")
 
 
 def bfloat16_similarity(path: Path, config: Any) -> float:
