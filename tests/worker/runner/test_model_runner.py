@@ -250,8 +250,13 @@ def test_empty_plan_is_a_no_op(tmp_path: Path) -> None:
 def test_device_and_threads_resolve() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert default_num_threads(1) >= default_num_threads(2) >= 1
-    assert default_num_threads(10_000) == 1
+    gib = 1 << 30
+    assert default_num_threads(1, gib) >= default_num_threads(2, gib) >= 1
+    assert default_num_threads(10_000, gib) == 1
+
+
+def test_small_model_takes_one_thread() -> None:
+    assert default_num_threads(1, 1 << 20) == 1
 
 
 def test_freed_memory_stays_with_the_process() -> None:
