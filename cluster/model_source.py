@@ -14,6 +14,7 @@ from cluster.options import DEMO_NAME, ServeOptions
 
 # Weights and the text side only; several hubs keep the same weights in other formats beside them.
 ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+OLDER_WEIGHTS = "pytorch_model*.bin"  # where there are no safetensors
 IGNORE_PATTERNS = ("*/*", "consolidated*")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -23,7 +24,7 @@ Download = Callable[[str, ServeOptions], str]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """`path` holds config.json and safetensors; `num_bytes` is the size of the latter."""
+    """`path` holds config.json and weights; `num_bytes` is the size of the latter."""
 
     path: str
     names: tuple[str, ...]  # under which clients ask for it; the first is the deployment's
@@ -37,15 +38,21 @@ def resolve_model(options: ServeOptions, download: Download | None = None) -> Mo
     if not (path / "config.json").is_file():
         what = "The embedded demo model" if options.model is None else f"The folder {path}"
         raise CommandError(f"{what} has no config.json: {path} is not a model in Hugging Face form")
-    weights = list(path.glob("*.safetensors"))
+    weights = _weights(path)
     if not weights:
-        raise CommandError(f"{path} has no *.safetensors file: there are no weights to load")
+        raise CommandError(
+            f"{path} has neither *.safetensors nor {OLDER_WEIGHTS}: there are no weights to load"
+        )
     return ModelSource(
         path=str(path),
         names=options.served_names or (name,),
         num_bytes=sum(file.stat().st_size for file in weights),
         is_demo=options.model is None,
     )
+
+
+def _weights(folder: Path) -> list[Path]:
+    return list(folder.glob("*.safetensors")) or list(folder.glob(OLDER_WEIGHTS))
 
 
 def _locate(options: ServeOptions, download: Download) -> tuple[Path, str]:
@@ -69,17 +76,13 @@ def download_snapshot(hub_id: str, options: ServeOptions) -> str:
     Raises: CommandError when the hub refuses or cannot be reached.
     """
     import httpx
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import constants, errors
 
     try:
-        return snapshot_download(
-            hub_id,
-            revision=options.revision,
-            cache_dir=options.download_dir,
-            token=options.hf_token,
-            allow_patterns=list(ALLOW_PATTERNS),
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
+        folder = _snapshot(hub_id, options, ALLOW_PATTERNS)
+        if not _weights(Path(folder)):
+            folder = _snapshot(hub_id, options, (*ALLOW_PATTERNS, OLDER_WEIGHTS))
+        return folder
     except errors.GatedRepoError as e:
         raise CommandError(
             f"{hub_id} is gated: accept its terms on the hub and give --hf-token or HF_TOKEN"
@@ -98,3 +101,16 @@ def download_snapshot(hub_id: str, options: ServeOptions) -> str:
         ) from e
     except (errors.HFValidationError, errors.HfHubHTTPError, httpx.HTTPError, OSError) as e:
         raise CommandError(f"Downloading {hub_id} failed: {e}") from e
+
+
+def _snapshot(hub_id: str, options: ServeOptions, patterns: tuple[str, ...]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(
+        hub_id,
+        revision=options.revision,
+        cache_dir=options.download_dir,
+        token=options.hf_token,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(IGNORE_PATTERNS),
+    )

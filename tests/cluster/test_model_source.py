@@ -1,5 +1,6 @@
 """What MODEL may be, and what is said when it is nothing of that."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,42 @@ def test_offline_the_cache_is_all_there_is(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CommandError, match="not in the local cache, and HF_HUB_OFFLINE is set"):
         download_snapshot("nobody/nothing", options("x", "--download-dir", str(tmp_path)))
+
+
+def test_pickled_weights_count_where_there_are_no_others(folder: Path) -> None:
+    (folder / "pytorch_model-00001-of-00001.bin").write_bytes(b"x" * 50)
+    (folder / "training_args.bin").write_bytes(b"x" * 7)
+    assert resolve_model(options(str(folder)), no_download).num_bytes == 123
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    assert resolve_model(options(str(folder)), no_download).num_bytes == 50
+
+
+@pytest.mark.parametrize(
+    ("on_the_hub", "fetched"),
+    [
+        (
+            ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"],
+            ["config.json", "model.safetensors", "vocab.txt"],
+        ),
+        (
+            ["config.json", "pytorch_model.bin", "training_args.bin", "flax_model.msgpack"],
+            ["config.json", "pytorch_model.bin"],
+        ),
+    ],
+)
+def test_pickled_weights_are_fetched_only_where_there_are_no_others(
+    on_the_hub: list[str], fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub(hub_id: str, *, allow_patterns: list[str], **_: object) -> str:
+        for name in on_the_hub:
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    assert download_snapshot("some/model", options("x")) == str(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == fetched
 
 
 def test_offline_a_cached_snapshot_is_found(

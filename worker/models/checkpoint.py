@@ -1,7 +1,7 @@
-"""The safetensors files of a model directory and the tensors in them, read from the headers alone.
+"""The weight files of a model directory and the tensors in them, read from the headers alone.
 
-No torch here: the memory plan counts weights before anything heavy is imported. The loader opens
-the files.
+Safetensors where there are any, else the pickled files that came before them. No torch here: the
+memory plan counts weights before anything heavy is imported. The loader opens the files.
 """
 
 import json
@@ -11,8 +11,13 @@ from math import prod
 from pathlib import Path
 
 from worker.errors import CheckpointError
+from worker.models.pickled_header import read_pickled_shapes
 
-_INDEX = "model.safetensors.index.json"
+# Index and files, the preferred form first.
+_FORMS = (
+    ("model.safetensors.index.json", "*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+)
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
 
@@ -39,19 +44,21 @@ def read_tensor_entries(model_path: str) -> dict[str, TensorEntry]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if index.exists():
-        files = [directory / name for name in _indexed_files(index)]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise CheckpointError(
-                f"{directory}: the index names missing files: {', '.join(missing)}"
-            )
-        return files
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory} has no .safetensors files, the only weights that load")
-    return files
+    for index_name, pattern in _FORMS:
+        index = directory / index_name
+        if index.exists():
+            return _existing(directory, _indexed_files(index))
+        files = sorted(directory.glob(pattern))
+        if files:
+            return files
+    raise CheckpointError(f"{directory} has no .safetensors files and no pytorch_model*.bin")
+
+
+def _existing(directory: Path, names: list[str]) -> list[Path]:
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        raise CheckpointError(f"{directory}: the index names missing files: {', '.join(missing)}")
+    return [directory / name for name in names]
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -63,18 +70,21 @@ def _indexed_files(index: Path) -> list[str]:
 
 
 def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """The format: u64 length, then that many bytes of JSON, then the data."""
+    read = _read_safetensors_shapes if file.suffix == ".safetensors" else read_pickled_shapes
     try:
-        with file.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(f.read(length))
-        end = max(
-            (t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0
-        )
-        if file.stat().st_size < 8 + length + end:
-            raise ValueError("the file is cut short")
-        return {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}
+        return read(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _read_safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The format: u64 length, then that many bytes of JSON, then the data."""
+    with file.open("rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(f.read(length))
+    end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    if file.stat().st_size < 8 + length + end:
+        raise ValueError("the file is cut short")
+    return {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}

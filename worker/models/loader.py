@@ -1,28 +1,30 @@
-"""Fills a decoder's parameters from safetensors files; each rank reads only its slices.
+"""Fills a decoder's parameters from the weight files; each rank reads only its slices.
 
 The family's weight map says where a tensor goes, the layer says which slice of it this rank keeps.
 A checkpoint must match exactly: a tensor missing, left over or of another shape is an error, never
 a guess.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor, nn
 
 from worker.errors import CheckpointError
 from worker.layers.shard import Shard, ShardedLayer
 from worker.models.checkpoint import TensorEntry, read_tensor_entries
 from worker.models.family import Rows, Target, WeightMap
+from worker.models.weights_file import Index, WeightsFile, as_checkpoint_error, open_weights_file
 
 # Called with the bytes loaded so far and the bytes to load in all, both of this rank.
 Progress = Callable[[int, int], None]
 
 _MAX_NAMES_LISTED = 8
+_MAX_THREADS = 8
 
 
 def load_weights(
@@ -40,18 +42,12 @@ def load_weights(
         for target in weights.targets_of(name)
         for piece in _pieces(entries[name], target, _checked_shard(model, entries[name], target))
     ]
-    by_file: dict[Path, list[_Piece]] = defaultdict(list)
-    for piece in pieces:
-        by_file[piece.entry.file].append(piece)
     total = sum(_num_bytes(model, piece) for piece in pieces)
     done = 0
-    for file, its_pieces in sorted(by_file.items()):
-        for piece, data in _read_pieces(file, its_pieces):
-            parameter = _parameter(model, piece.target)
-            parameter.narrow(piece.dim, piece.offset, piece.length).copy_(data)
-            done += _num_bytes(model, piece)
-            if progress is not None:
-                progress(done, total)
+    for piece in _copy_all(model, pieces):
+        done += _num_bytes(model, piece)
+        if progress is not None:
+            progress(done, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +79,35 @@ def _in_group(rows: Rows, start: int, length: int) -> tuple[int, int]:
     return group * rows.group_size + rows.start + within, min(length, rows.length - within)
 
 
-def _read_pieces(file: Path, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Tensor]]:
-    try:
-        with safe_open(file, framework="pt") as f:
-            for piece in pieces:
-                is_transposed = _is_transposed(piece.entry, piece.target)
-                dim = 1 - piece.dim if is_transposed else piece.dim
-                part = slice(piece.start, piece.start + piece.length)
-                index = (slice(None),) * dim + (part,)
-                if piece.target.is_stacked:
-                    index = (piece.target.expert, *index)
-                data = cast(Tensor, f.get_slice(piece.entry.name)[index])
-                yield piece, data.t() if is_transposed else data
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+def _copy_all(model: nn.Module, pieces: list[_Piece]) -> Iterator[_Piece]:
+    """Copies in several threads, so that one waits for the disk while another copies.
+
+    Yields what is done. Raises: CheckpointError when a file cannot be read; nothing runs on then.
+    """
+    num_threads = max(1, min(_MAX_THREADS, torch.get_num_threads()))
+    with ExitStack() as stack:
+        paths = {piece.entry.file for piece in pieces}
+        files = {path: stack.enter_context(open_weights_file(path)) for path in paths}
+        pool = stack.enter_context(ThreadPoolExecutor(num_threads, "load-weights"))
+
+        def copy(piece: _Piece) -> _Piece:
+            _copy(files[piece.entry.file], piece, _parameter(model, piece.target))
+            return piece
+
+        yield from pool.map(copy, pieces)
+
+
+def _copy(file: WeightsFile, piece: _Piece, parameter: Tensor) -> None:
+    is_transposed = _is_transposed(piece.entry, piece.target)
+    dim = 1 - piece.dim if is_transposed else piece.dim
+    index: Index = (slice(None),) * dim + (slice(piece.start, piece.start + piece.length),)
+    if piece.target.is_stacked:
+        assert piece.target.expert is not None, f"an expert of {piece.entry.name}"
+        index = (piece.target.expert, *index)
+    with as_checkpoint_error(piece.entry.file):
+        data = file.part(piece.entry.name, index)
+    slot = parameter.narrow(piece.dim, piece.offset, piece.length)
+    slot.copy_(data.t() if is_transposed else data)
 
 
 def _is_transposed(entry: TensorEntry, target: Target) -> bool:

@@ -1,4 +1,10 @@
-"""Model families by architecture name: one file and one line here add a family."""
+"""Model families by architecture name: one file and one line here add a family.
+
+Other packages add theirs by an entry point of the group `shoal.families` that names a Family. They
+are asked only when no family from here fits, so that no plug-in can slow down or break the rest.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
 
 from worker.errors import CheckpointError
 from worker.models.config import ModelConfig
@@ -83,16 +89,56 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+PLUGIN_GROUP = "shoal.families"
+
+
 def find_family(config: ModelConfig) -> Family:
-    """Raises: CheckpointError naming the architecture and the supported ones."""
+    """Raises: CheckpointError naming the architecture and the supported ones, or the plug-ins that
+    might have had it but are broken.
+    """
     for family in FAMILIES:
         if config.architecture in family.architectures:
             return family
-    raise CheckpointError(
-        f"{config.path}: architecture {config.architecture} is not supported; "
-        f"supported: {', '.join(supported_architectures())}"
-    )
+    return _find_plugged_in(config)
 
 
 def supported_architectures() -> list[str]:
+    """Of the families from here."""
     return sorted(name for family in FAMILIES for name in family.architectures)
+
+
+def _find_plugged_in(config: ModelConfig) -> Family:
+    names, failures = supported_architectures(), []
+    for plugin in entry_points(group=PLUGIN_GROUP):
+        try:
+            family = _load_plugin(plugin)
+        except CheckpointError as error:
+            failures.append(str(error))
+            continue
+        if config.architecture in family.architectures:
+            return family
+        names += family.architectures
+    raise CheckpointError(
+        "\n".join(
+            [
+                f"{config.path}: architecture {config.architecture} is not supported; "
+                f"supported: {', '.join(sorted(names))}",
+                *failures,
+            ]
+        )
+    )
+
+
+def _load_plugin(plugin: EntryPoint) -> Family:
+    where = f"the family plug-in {plugin.name} ({plugin.value})"
+    if plugin.dist is not None:
+        where += f" of {plugin.dist.name} {plugin.dist.version}"
+    try:
+        family = plugin.load()
+    except Exception as error:  # whatever foreign code raises becomes one clear error
+        raise CheckpointError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(family, Family):
+        raise CheckpointError(f"{where} is no Family but {type(family).__name__}")
+    return family

@@ -1,8 +1,13 @@
-"""Loading checkpoints: sharded files, ranks, types, progress, and mismatches that are listed."""
+"""Loading checkpoints: sharded and pickled files, progress, and mismatches that are listed."""
 
 import json
+import pickle
+import struct
+import subprocess
+import sys
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +21,17 @@ from tests.worker.models.harness import (
     random_tokens,
     reference_logits,
 )
+from tests.worker.simulated_group import run_ranks
 from worker.errors import CheckpointError
+from worker.layers.linear import TensorOptions
+from worker.layers.shard import ShardedLayer
+from worker.models.checkpoint import read_tensor_entries
+from worker.models.config import ModelConfig, load_model_config
+from worker.models.decoder import Decoder
+from worker.models.family import Target
+from worker.models.loader import load_weights
+from worker.models.registry import find_family
+from worker.parallel.group import SingleGroup, TPGroup
 
 
 def rewrite(path: Path, change: Any) -> None:
@@ -50,6 +65,36 @@ def test_index_sharded_checkpoint_loads(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[0], reference_logits(model, text)[-1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_several_threads_load_what_one_loads(tmp_path: Path, num_threads: int) -> None:
+    make_sharded(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        model = loaded_model(tmp_path, SingleGroup())
+    finally:
+        torch.set_num_threads(before)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in tmp_path.glob("*.safetensors"):
+        tensors |= load_file(file)
+    for layer in range(2):
+        expected = tensors[f"model.layers.{layer}.self_attn.o_proj.weight"]
+        assert torch.equal(model[f"layers.{layer}.attention.output.weight"], expected)
+    assert torch.equal(model["embedding.weight"], tensors["model.embed_tokens.weight"])
+    assert sum(p.numel() for p in model.values()) == sum(t.numel() for t in tensors.values())
+    assert all(p.any() for p in model.values())
+
+
+def loaded_model(path: Path, group: TPGroup) -> dict[str, torch.Tensor]:
+    """The parameters of one rank."""
+    config = load_model_config(str(path))
+    family = find_family(config)
+    spec = family.build_spec(config)
+    model = Decoder(spec, 64, group, TensorOptions(torch.float32, torch.device("cpu")))
+    load_weights(model, str(path), family.build_weight_map(spec))
+    return dict(model.named_parameters())
+
+
 def test_file_named_by_the_index_but_absent_is_listed(tmp_path: Path) -> None:
     make_sharded(tmp_path)
     (tmp_path / "part-1.safetensors").unlink()
@@ -60,7 +105,7 @@ def test_file_named_by_the_index_but_absent_is_listed(tmp_path: Path) -> None:
 def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, llama_config())
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no \.safetensors files"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors files and no pytorch_model"):
         make_runner(tmp_path)
 
 
@@ -113,3 +158,160 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     parameters = load_file(tmp_path / "model.safetensors")
     total = sum(t.numel() * 4 for t in parameters.values())
     assert calls[-1] == (total, total)
+
+
+def test_file_that_the_library_refuses_is_named(tmp_path: Path) -> None:
+    make_sharded(tmp_path)
+    runner = make_runner(tmp_path)
+    content = (tmp_path / "part-1.safetensors").read_bytes()
+    # A header that our reader takes and the library's does not: bytes that belong to no tensor.
+    (tmp_path / "part-1.safetensors").write_bytes(content + b"excess")
+    with pytest.raises(CheckpointError, match=r"part-1\.safetensors cannot be read"):
+        runner.load()
+
+
+def logits_of(path: Path, text: list[int]) -> torch.Tensor:
+    runner = make_runner(path)
+    driver = driver_for(runner)
+    driver.admit(0, text)
+    return runner.compute_logits(driver.plan((0, len(text))))[0]
+
+
+def pickle_weights(path: Path, model: Any, num_files: int = 1, **options: Any) -> None:
+    """In place of the safetensors: all that the model has, tied tensors and buffers too."""
+    (path / "model.safetensors").unlink()
+    state = model.state_dict()
+    if num_files == 1:
+        torch.save(state, path / "pytorch_model.bin", **options)
+        return
+    weight_map = {name: f"part-{i % num_files}.bin" for i, name in enumerate(sorted(state))}
+    for part in set(weight_map.values()):
+        torch.save({n: t for n, t in state.items() if weight_map[n] == part}, path / part)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_files": 3}, {"_use_new_zipfile_serialization": False}]
+)
+def test_pickled_checkpoint_loads(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = make_checkpoint(tmp_path, llama_config())
+    shapes = {n: e.shape for n, e in read_tensor_entries(str(tmp_path)).items()}
+    pickle_weights(tmp_path, model, **options)
+    assert {n: e.shape for n, e in read_tensor_entries(str(tmp_path)).items()} == shapes
+    text = random_tokens(9, seed=0)
+    logits = logits_of(tmp_path, text)
+    torch.testing.assert_close(logits, reference_logits(model, text)[-1], rtol=0, atol=1e-4)
+
+
+def test_pickled_copies_of_tied_tensors_are_ignored(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, llama_config(tie_word_embeddings=True))
+    pickle_weights(tmp_path, model)
+    assert "lm_head.weight" in read_tensor_entries(str(tmp_path))
+    text = random_tokens(9, seed=0)
+    logits = logits_of(tmp_path, text)
+    torch.testing.assert_close(logits, reference_logits(model, text)[-1], rtol=0, atol=1e-4)
+
+
+def test_ranks_fill_their_shards_from_pickled_files_alike(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, llama_config())
+    from_safetensors = run_ranks(2, lambda group: loaded_model(tmp_path, group))
+    pickle_weights(tmp_path, model)
+    from_pickled = run_ranks(2, lambda group: loaded_model(tmp_path, group))
+    for expected, found in zip(from_safetensors, from_pickled, strict=True):
+        assert expected.keys() == found.keys()
+        for name, parameter in expected.items():
+            assert parameter.any() and torch.equal(parameter, found[name]), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_rank_of_two_takes_little_more_memory_than_its_half(tmp_path: Path) -> None:
+    """All of it in two matrices that ranks split, by rows and by columns; the file is a hole."""
+    shape = {"hidden_size": 1024, "intermediate_size": 16384, "num_hidden_layers": 1}
+    config = llama_config(**{**shape, "vocab_size": 32768, "head_dim": 64, "dtype": "bfloat16"})
+    config.save_pretrained(tmp_path)
+    file_bytes = write_hollow_weights(tmp_path, load_model_config(str(tmp_path)))
+    command = [sys.executable, "-m", "benchmarks.loading", str(tmp_path), "--tp", "2"]
+    output = subprocess.check_output([*command, "--rank", "1"], timeout=60)
+    loaded = json.loads(output)
+    assert 0.45 * file_bytes < loaded["own_bytes"] < 0.55 * file_bytes
+    assert loaded["own_bytes"] < loaded["peak_bytes"] < 0.6 * file_bytes
+
+
+def write_hollow_weights(path: Path, config: ModelConfig) -> int:
+    """The file's size."""
+    options = TensorOptions(torch.bfloat16, torch.device("meta"))
+    family = find_family(config)
+    spec = family.build_spec(config)
+    model = Decoder(spec, 64, SingleGroup(), options)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, target in family.build_weight_map(spec).targets.items():
+        assert isinstance(target, Target)
+        layer = cast(ShardedLayer, model.get_submodule(target.parameter.rpartition(".")[0]))
+        shape = layer.shard(target.parameter.rpartition(".")[2], target.part).full_shape
+        size = 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        return f.truncate(8 + len(text) + end)
+
+
+def test_headers_are_read_without_torch(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, llama_config())
+    pickle_weights(tmp_path, model)
+    code = (
+        "import sys; from worker.models.checkpoint import read_tensor_entries;"
+        "assert len(read_tensor_entries(sys.argv[1])) > 10; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
+def test_safetensors_are_preferred_to_pickled_files(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, llama_config())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not looked at")
+    make_runner(tmp_path)
+
+
+class _Attack:
+    """What a pickle can do to who reads it naively."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path("attacked"), "x"))
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_pickled_file_cannot_run_code(
+    tmp_path: Path, is_archive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_checkpoint(tmp_path, llama_config())
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"x": _Attack()}, file, _use_new_zipfile_serialization=is_archive)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read.*it holds"):
+        make_runner(tmp_path)
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1", pickle.dumps({"x": 1})]
+)
+def test_file_that_holds_no_tensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    make_checkpoint(tmp_path, llama_config())
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read"):
+        make_runner(tmp_path)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_truncated_pickled_file_is_refused(tmp_path: Path, is_archive: bool) -> None:
+    model = make_checkpoint(tmp_path, llama_config())
+    pickle_weights(tmp_path, model, _use_new_zipfile_serialization=is_archive)
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read"):
+        make_runner(tmp_path)

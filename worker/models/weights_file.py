@@ -1,0 +1,72 @@
+"""Open weight files: slices of their tensors by name, as views of the mapped file.
+
+What a rank does not copy is never in its own memory; what it copies, only as the kernel's cached
+pages. Called by the loader; which tensors a file has, `checkpoint` tells without torch.
+"""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol, cast
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from worker.errors import CheckpointError
+
+# Of a tensor's dimensions, the first ones; an int takes one element of its dimension.
+Index = tuple[int | slice, ...]
+
+
+class WeightsFile(Protocol):
+    """Any thread may ask while the file is open."""
+
+    def part(self, name: str, index: Index) -> Tensor:
+        """A view of the file, to be copied; ends with the file."""
+        ...
+
+
+class SafetensorsFile:
+    """Immutable: `handle` is open as long as this is in use."""
+
+    def __init__(self, handle: safe_open) -> None:
+        self._handle = handle
+
+    def part(self, name: str, index: Index) -> Tensor:
+        return cast(Tensor, self._handle.get_slice(name)[index])
+
+
+class PickledFile:
+    """Immutable. Files from before torch 1.6 cannot be mapped and are held whole while open."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors: dict[str, Tensor] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
+        )
+
+    def part(self, name: str, index: Index) -> Tensor:
+        return self._tensors[name][index]
+
+
+@contextmanager
+def open_weights_file(path: Path) -> Iterator[WeightsFile]:
+    with ExitStack() as stack:
+        with as_checkpoint_error(path):
+            file: WeightsFile
+            if path.suffix == ".safetensors":
+                file = SafetensorsFile(stack.enter_context(safe_open(path, framework="pt")))
+            else:
+                file = PickledFile(path)
+        yield file
+
+
+@contextmanager
+def as_checkpoint_error(path: Path) -> Iterator[None]:
+    """torch reports a damaged archive as a RuntimeError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
