@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.layers.shard import Shard, divide_up, split_heads
+from worker.layers.zeros import zeros
 from worker.parallel.group import TPGroup
 
 # fp32 products on CPUs run up to twice as fast over column-major weights, as long as a weight stays
@@ -29,13 +30,13 @@ class TensorOptions:
     device: torch.device
 
     def zeros(self, *shape: int) -> nn.Parameter:
-        return frozen(torch.zeros(*shape, dtype=self.dtype, device=self.device))
+        return frozen(zeros(shape, self.dtype, self.device))
 
     def weight(self, num_out: int, num_in: int) -> nn.Parameter:
         """A [num_out, num_in] matrix, laid out for the device's matrix product."""
         is_small = num_out * num_in * self.dtype.itemsize <= _COLUMN_MAJOR_BYTES
         if self.device.type == "cpu" and self.dtype == torch.float32 and is_small:
-            return frozen(torch.zeros(num_in, num_out, dtype=self.dtype).t())
+            return frozen(zeros((num_in, num_out), self.dtype, self.device).t())
         return self.zeros(num_out, num_in)
 
 
