@@ -1,22 +1,24 @@
 """Zeroed tensors that cost nothing until written: parameters and KV blocks start as these."""
 
+import contextlib
 import math
+import mmap
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 64  # a cache line, and the widest vector load: what torch's own allocator gives
+_SMALL_BYTES = 1 << 20  # below it a mapping of its own is not worth its pages
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """On a CPU the system hands out zero pages at their first use: nothing is written here, and
-    what is never used takes no memory.
+    what is never used takes no memory. Huge pages where the system has them: touching 2.5 GB for
+    the first time in small ones took 1.6 s, five times as long as reading it.
     """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy's zeros are calloc's; torch's are written out (0.7 s a GiB, and again by the loader).
     num_bytes = math.prod(shape) * dtype.itemsize
-    buffer = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(buffer[start : start + num_bytes]).view(dtype).view(shape)
+    if device.type != "cpu" or num_bytes < _SMALL_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
