@@ -120,7 +120,7 @@ ROWS |= {
     "Cohere 2": (
         "Cohere2ForCausalLM",
         {**TINY, "pad_token_id": 0, "sliding_window": 21, "num_hidden_layers": 4},
-        (1, 2),
+        (1, 2, 4),
     ),
     "CodeGen": (
         "CodeGenForCausalLM",
@@ -136,9 +136,9 @@ ROWS |= {
             "attention_types": [[["global", "local"], 1]],
             "window_size": 21,
         },
-        (1, 2),
+        (1, 2, 4),
     ),
-    "OLMo": ("OlmoForCausalLM", {**TINY, "clip_qkv": 0.8, "pad_token_id": 0}, (1, 2)),
+    "OLMo": ("OlmoForCausalLM", {**TINY, "clip_qkv": 0.8, "pad_token_id": 0}, (1, 2, 4)),
 }
 CONFIGS = {"GPT2LMHeadModel": "GPT2Config"}
 
