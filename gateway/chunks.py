@@ -51,12 +51,27 @@ class Chunks(ABC):
         }
         self._open = b"data: " + _encode(fields)[:-1]
         self._text_heads: dict[int, bytes] = {}
+        self._begun: set[int] = set()
 
     def write(
         self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
     ) -> bytes:
-        """One frame, or none when there is nothing to say yet. `prompt_ids`: given with a choice's
-        first event where the client wants token ids."""
+        """Some frames, or none when there is nothing to say yet. `prompt_ids`: given with a
+        choice's first event where the client wants token ids."""
+        if event.index in self._begun:
+            return self._write_begun(event, usage)
+        self._begun.add(event.index)
+        return self._write_first(event, usage, prompt_ids)
+
+    @abstractmethod
+    def _write_first(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None
+    ) -> bytes:
+        """A choice's first event: never nothing, it is the client's first sign of life."""
+
+    def _write_begun(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
+    ) -> bytes:
         is_text_only = event.finish_reason is None and event.logprobs is None
         if is_text_only and usage is None and not self._head.wants_token_ids:
             return self._text_frame(event.index, event.text) if event.text else b""
@@ -109,16 +124,9 @@ class ChatChunks(Chunks):
     text_before = (b'{"index":', b',"delta":{"content":')
     text_after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
-    def __init__(self, head: ChunkHead) -> None:
-        super().__init__(head)
-        self._begun: set[int] = set()
-
-    def write(
-        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
+    def _write_first(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None
     ) -> bytes:
-        if event.index in self._begun:
-            return self._write_begun(event, usage)
-        self._begun.add(event.index)
         delta = {"role": "assistant", "content": ""}
         choice = {
             "index": event.index,
@@ -129,12 +137,14 @@ class ChatChunks(Chunks):
         first = self._frame(_encode([choice]), usage, prompt_ids)
         return first + self._write_begun(event, usage)
 
-    def _write_begun(self, event: ChoiceEvent, usage: Usage | None) -> bytes:
+    def _write_begun(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
+    ) -> bytes:
         """Calls have frames of their own, between the event's text and its end."""
         if not event.tool_deltas:
-            return super().write(event, usage)
+            return super()._write_begun(event, usage, prompt_ids)
         text = replace(event, finish_reason=None, tool_deltas=[])
-        frames = [super().write(text, usage) if event.text or event.token_ids else b""]
+        frames = [super()._write_begun(text, usage) if event.text or event.token_ids else b""]
         frames += [self._call_frame(event.index, delta, usage) for delta in event.tool_deltas]
         if event.finish_reason is not None:
             end = replace(event, text="", token_ids=[], logprobs=None, tool_deltas=[])
@@ -176,17 +186,10 @@ class TextChunks(Chunks):
     text_before = (b'{"index":', b',"text":')
     text_after = b',"logprobs":null,"finish_reason":null}]}\n\n'
 
-    def __init__(self, head: ChunkHead) -> None:
-        super().__init__(head)
-        self._begun: set[int] = set()
-
-    def write(
-        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None = None
+    def _write_first(
+        self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None
     ) -> bytes:
-        frame = super().write(event, usage, prompt_ids)
-        if event.index in self._begun:
-            return frame
-        self._begun.add(event.index)
+        frame = self._write_begun(event, usage, prompt_ids)
         return frame or self._text_frame(event.index, "")
 
     def _choice(self, event: ChoiceEvent) -> dict[str, Any]:
