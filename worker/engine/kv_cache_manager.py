@@ -99,9 +99,6 @@ class KVCacheManager:
         request.num_blocks_cached = 0
         request.num_computed_tokens = 0
 
-    def fits_alone(self, num_tokens: int) -> bool:
-        return self._blocks_for(num_tokens) <= self.pool.num_blocks
-
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 
