@@ -79,6 +79,7 @@ def seconds(text: str) -> float:
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_arguments(parser)
     _add_engine_arguments(parser)
+    _add_step_arguments(parser)
     _add_endpoint_arguments(parser)
     _add_cluster_arguments(parser)
 
@@ -164,6 +165,18 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="KV blocks, instead of measuring",
     )
+    add("--attention-backend", default="auto", metavar="NAME", help="(default: %(default)s)")
+    add(
+        "--num-threads",
+        type=positive_int,
+        metavar="N",
+        help="CPU threads of a shard (default: its share of cores, 1 for a small model)",
+    )
+
+
+def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("steps")
+    add = group.add_argument
     add(
         "--block-size",
         type=int,
@@ -197,13 +210,6 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default=20,
         metavar="N",
         help="most a request may ask (default: %(default)s)",
-    )
-    add("--attention-backend", default="auto", metavar="NAME", help="(default: %(default)s)")
-    add(
-        "--num-threads",
-        type=positive_int,
-        metavar="N",
-        help="CPU threads of a shard (default: its share of cores)",
     )
 
 
