@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: install serve test test-slow lint format protos check-protos demo-model family-table bench clean
+.PHONY: install serve test test-slow lint format protos check-protos demo-model family-table bench bench-peers clean
 
 install: $(STAMP)
 
@@ -59,6 +59,11 @@ demo-model: install
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Beside other servers, which benchmarks/README.md says how to set up:
+# make bench-peers ARGS="--peers peers.json --models-dir models"
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

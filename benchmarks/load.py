@@ -81,6 +81,7 @@ async def stream_one(url: str, model: str, prompt: list[int], output_len: int) -
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
     ).encode()
     head = (
@@ -91,21 +92,27 @@ async def stream_one(url: str, model: str, prompt: list[int], output_len: int) -
     times = RequestTimes(time.perf_counter())
     writer.write(head.encode() + body)
     try:
-        await _read_tokens(reader, times)
+        num_tokens = await _read_tokens(reader, times)
     finally:
         writer.close()
+    if num_tokens != output_len:  # the servers compared must have done the same work
+        raise RuntimeError(f"{num_tokens} tokens came instead of {output_len}")
     return times
 
 
-async def _read_tokens(reader: asyncio.StreamReader, times: RequestTimes) -> None:
+async def _read_tokens(reader: asyncio.StreamReader, times: RequestTimes) -> int:
+    """Returns the number of tokens that the server counted."""
     status = await reader.readline()
     if b" 200 " not in status:
         raise RuntimeError(f"the server answered {status!r} {await reader.read(2000)!r}")
+    last = b""
     while line := await reader.readline():
         if line.startswith(b"data: [DONE]"):
-            return
+            return int(json.loads(last[len("data: ") :])["usage"]["completion_tokens"])
         if line.startswith(b"data: {"):
-            times.token_times.append(time.perf_counter())
+            last = line
+            if b'"choices":[]' not in line:  # that of the usage
+                times.token_times.append(time.perf_counter())
     raise RuntimeError("the stream ended without [DONE]")
 
 
