@@ -9,11 +9,13 @@ PROTOS := $(wildcard protos/*.proto)
 
 install: $(STAMP)
 
+# The last line compiles the CPU kernels; without a compiler models run on torch alone.
 # constraints.txt names tested versions; the build of torch is whatever the machine's index offers for it.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	-$(BIN)/python -m worker.native.build
 	touch $(STAMP)
 
 # make serve MODEL=/path/to/model ARGS="--port 9000"
@@ -29,7 +31,7 @@ test-slow: install
 lint: install check-protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy protos/block_hash.py protos/channel.py worker cluster gateway
+	$(BIN)/mypy protos/block_hash.py protos/channel.py protos/garbage.py worker cluster gateway
 
 format: install
 	$(BIN)/ruff check --fix .

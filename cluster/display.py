@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
+BAR_WIDTH = 20
+PROGRESS_LINE_S = 5.0  # without a terminal, what lasts says so this often
+
 
 class Display:
     """Lines for people; used from the main thread. `started_at` is on the clock's own scale."""
@@ -31,6 +34,7 @@ class Display:
         self._started_at = clock() if started_at is None else started_at
         self._console = _console(self._out)
         self._status: Status | None = None
+        self._last_line_s = self._started_at
 
     @property
     def elapsed_s(self) -> float:
@@ -44,6 +48,15 @@ class Display:
             self._status = self._console.status(text)
             self._status.start()
         self._status.update(text)
+
+    def progress(self, name: str, detail: str, fraction: float) -> None:
+        """A phase lasts: a bar on a terminal, elsewhere a line every few seconds."""
+        if self._console is not None:
+            filled = round(BAR_WIDTH * fraction)
+            bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+            self.working(f"{name} {bar} {fraction:4.0%}  {detail}")
+        elif self._clock() - self._last_line_s >= PROGRESS_LINE_S:
+            self._print(f"[{self.elapsed_s:6.2f} s] {name:<18} {fraction:>8.0%}  {detail}")
 
     def phase(self, name: str, detail: str = "", seconds: float | None = None) -> None:
         """A phase has ended, `seconds` after it began."""
@@ -85,6 +98,7 @@ class Display:
 
     def _print(self, text: str) -> None:
         self._out.write(text + "\n")
+        self._last_line_s = self._clock()
         self._out.flush()  # into a file or a pipe, lines would wait for a full buffer
 
 

@@ -19,6 +19,7 @@ class StartupEvent:
     seconds: float  # the phase took; 0 while it lasts
     done: bool
     replica_id: str
+    fraction: float | None = None  # of a phase that lasts and can tell
 
 
 class StartupLog:
@@ -32,13 +33,20 @@ class StartupLog:
         self._last_seq = 0
 
     def add(
-        self, phase: str, message: str, replica_id: str = "", seconds: float | None = None
+        self,
+        phase: str,
+        message: str,
+        replica_id: str = "",
+        seconds: float | None = None,
+        fraction: float | None = None,
     ) -> None:
         """With `seconds` the phase is done."""
         self._last_seq += 1
         is_done = seconds is not None
         t = self._wall_clock()
-        event = StartupEvent(self._last_seq, t, phase, message, seconds or 0.0, is_done, replica_id)
+        event = StartupEvent(
+            self._last_seq, t, phase, message, seconds or 0.0, is_done, replica_id, fraction
+        )
         self._events.append(event)
 
     def since(self, seq: int) -> list[dict[str, object]]:

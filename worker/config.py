@@ -21,7 +21,23 @@ class RunnerConfig:
     kv_cache_bytes: int | None = None  # per rank; overrides memory_utilization
     memory_utilization: float = 0.9  # fraction of device memory that weights and cache may take
     attention_backend: str = "auto"
+    enable_expert_parallel: bool = False  # ranks have experts whole, not a slice of every one
     num_threads: int | None = None  # CPU threads of one rank; None: cores / ranks on the host
+    native_kernels: bool = True  # on CPUs that have them; else and elsewhere torch computes
+
+    @property
+    def wants_native_kernels(self) -> bool:
+        """Who chooses a backend of attention gets it: the kernels have their own."""
+        return self.native_kernels and self.attention_backend == "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationConfig:
+    """Guesses at the next tokens from what followed the last ones before (n-grams)."""
+
+    num_speculative_tokens: int = 8  # a sequence and step, at most
+    prompt_lookup_max: int = 5  # tokens that must have occurred before; longer is not looked for
+    prompt_lookup_min: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +51,13 @@ class EngineConfig:
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    window: int | None = None  # tokens that a token sees at most in any layer; None: all
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
     max_num_waiting: int = 4096  # beyond this a submit is refused
+    # between two tokens of a stream while prompts are computed; None: to suit the model, 0: none
+    target_itl_ms: float | None = None
+    speculation: SpeculationConfig | None = None  # None: off
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +74,7 @@ class ShardConfig:
     served_names: tuple[str, ...]
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
+    target_itl_ms: float | None = None
+    speculation: SpeculationConfig | None = None
     # the deployment's own spec, opaque here: what a restarted scheduler reads back
     deployment_json: str = ""

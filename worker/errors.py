@@ -4,6 +4,7 @@ ShoalError
 ├── InvalidRequest      user input breaks a rule; names the field and the limit
 ├── CheckpointError     a model directory cannot be loaded; says what is missing or left over
 ├── MemoryPlanError     weights and a minimal KV cache do not fit; shows the plan
+├── NativeBuildError    the CPU kernels cannot be compiled here; models then run on torch alone
 └── ShardError          a rank failed or its group broke; the replica must be replaced
 """
 
@@ -26,6 +27,10 @@ class CheckpointError(ShoalError):
 
 class MemoryPlanError(ShoalError):
     """The model does not fit into the memory it was given."""
+
+
+class NativeBuildError(ShoalError):
+    """The kernels for CPUs cannot be compiled or loaded on this machine."""
 
 
 class ShardError(ShoalError):

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from worker.config import RunnerConfig
+from worker.engine.kv_footprint import KVFootprint
 from worker.errors import InvalidRequest, MemoryPlanError
 from worker.layers.shard import divide_up, split_heads
-from worker.models.checkpoint import TensorEntry, read_tensor_entries
+from worker.models.checkpoint import read_tensor_entries
 from worker.models.config import ModelConfig
+from worker.models.deployed_spec import deployed_spec
+from worker.models.spec import ModelSpec
+from worker.native.build import can_have_library
+from worker.weight_count import weight_elements
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -31,30 +36,6 @@ _SCORES_COPIES = 4  # fp32: as computed, with sinks, as weights, as typed
 _LOGITS_ROWS = 256  # rows that go through the head at once, beside the sampled ones
 _LOGITS_COPIES = 3  # fp32: as computed, as modified, as probabilities
 _CPUINFO = Path("/proc/cpuinfo")
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_BUFFERS = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-    ".attn.embed_positions",
-    ".attn.causal_mask",
-    "rotary_emb.inv_freq",
-)
-_UNUSED_PARTS = ("vision_tower.", "multi_modal_projector.")
-_WHOLE_MATRICES = (
-    "wpe.weight",
-    "embed_positions.weight",
-    "project_in.weight",
-    "project_out.weight",
-    "mlp.gate.weight",
-    "mlp.router.weight",
-    "block_sparse_moe.gate.weight",
-    "shared_expert_gate.weight",
-    "q_a_proj.weight",
-    "kv_a_proj_with_mqa.weight",
-    "experts.down_proj_bias",
-)
 _MIN_FITTED_TOKENS = 256  # a context shorter than this is refused rather than fitted
 
 
@@ -74,6 +55,7 @@ class MemoryPlan:
     num_blocks: int
     bound: str  # what limits the number of blocks
     max_model_len: int  # tokens; shorter than the model's where no more fits
+    window: int | None = None  # all that a sequence keeps in the cache, in tokens; None: all
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -82,12 +64,14 @@ class MemoryPlan:
     @property
     def max_concurrency(self) -> float:
         """Sequences of the greatest length that fit at once."""
-        return self.num_blocks / divide_up(self.max_model_len, self.block_size)
+        footprint = KVFootprint(self.block_size, self.window)
+        return self.num_blocks / footprint.num_held(self.max_model_len, chunk=1)
 
     def describe(self) -> list[str]:
         """Lines for an operator."""
         ranks = f"{self.tp_size} rank{'s' * (self.tp_size > 1)}"
         tokens = self.num_blocks * self.block_size
+        kept = "" if self.window is None else f", which keep the last {self.window}"
         return [
             f"memory plan of {self.model}: {self.dtype} on {self.device}, {ranks}; per rank:",
             f"  may use      {_size(self.budget_bytes)}",
@@ -96,7 +80,7 @@ class MemoryPlan:
             f"  KV cache     {_size(self.kv_cache_bytes)} = {self.num_blocks} blocks of "
             f"{self.block_size} tokens ({_size(self.block_bytes).strip()} each), by {self.bound}",
             f"  room for     {tokens} tokens = {self.max_concurrency:.1f} sequences of "
-            f"{self.max_model_len} tokens",
+            f"{self.max_model_len} tokens{kept}",
         ]
 
 
@@ -114,13 +98,18 @@ def resolve_max_model_len(model: ModelConfig, config: RunnerConfig) -> int:
 
 
 def resolve_dtype(model: ModelConfig, config: RunnerConfig, device: DeviceType) -> str:
-    """An explicit type wins; else the checkpoint's, or fp32: small models, CPUs without AMX."""
+    """An explicit type wins; else the checkpoint's, or fp32: small models where torch computes, on
+    CPUs without AMX, whose 16-bit products are slow.
+    """
     if config.dtype != "auto":
         if config.dtype not in DTYPE_BYTES:
             raise InvalidRequest(f"dtype {config.dtype!r} is not supported", "dtype")
         return config.dtype
-    if device == "cpu" and not _has_amx():
-        elements = sum(e.num_elements for e in read_tensor_entries(model.path).values())
+    is_native = config.wants_native_kernels and can_have_library()
+    if device == "cpu" and not _has_amx() and not (is_native and model.torch_dtype == "bfloat16"):
+        elements = sum(
+            e.num_elements for e in read_tensor_entries(model.path, model.quantization).values()
+        )
         if elements * DTYPE_BYTES["float32"] <= _CPU_FLOAT32_BYTES:
             return "float32"
     return model.torch_dtype
@@ -142,19 +131,22 @@ def plan_memory(
         num_heads, num_kv_heads = split_heads(model.num_heads, model.num_kv_heads, tp_size)
     except ValueError as error:
         raise InvalidRequest(f"{model.path}: {error}", "tensor_parallel_size") from None
+    spec = deployed_spec(model, config, tp_size)
     max_len = resolve_max_model_len(model, config)
     dtype = resolve_dtype(model, config, device)
     item = DTYPE_BYTES[dtype]
-    num_tensors = 1 if _has_latents(model) else 2  # or keys and values
+    num_tensors = 2 if spec.mla is None else 1  # keys and values, or latents
     token_bytes = num_tensors * model.num_layers * num_kv_heads * model.head_dim * item
     block_bytes = token_bytes * config.block_size
-    weight_bytes = _weight_elements(model, tp_size, num_kv_heads) * item
+    weight_bytes = weight_elements(model, spec, tp_size, num_kv_heads) * item
     activation_bytes = _activation_bytes(
-        model, config, tp_size, num_heads, num_kv_heads, item, max_len
+        spec, config, tp_size, num_heads, num_kv_heads, item, max_len
     )
     share = available_bytes // (tp_size if device == "cpu" else 1)
     left = int(share * config.memory_utilization) - weight_bytes - activation_bytes
-    num_blocks, bound = _num_blocks(config, tp_size, device, max_len, block_bytes, left)
+    footprint = KVFootprint(config.block_size, spec.kv_window)
+    held = footprint.num_held(max_len, config.max_num_batched_tokens)
+    num_blocks, bound = _num_blocks(config, tp_size, device, held, block_bytes, left)
     plan = MemoryPlan(
         model=model.path,
         device=device,
@@ -167,24 +159,27 @@ def plan_memory(
         block_size=config.block_size,
         num_blocks=num_blocks,
         bound=bound,
-        max_model_len=fitted_max_model_len(config, max_len, num_blocks),
+        max_model_len=fitted_max_model_len(config, max_len, num_blocks, spec.kv_window),
+        window=spec.kv_window,
     )
     _check_fits(plan, config, share, max_len)
     return plan
 
 
-def fitted_max_model_len(config: RunnerConfig, max_model_len: int, num_blocks: int) -> int:
+def fitted_max_model_len(
+    config: RunnerConfig, max_model_len: int, num_blocks: int, window: int | None
+) -> int:
     """A length nobody asked for gives way to the cache's size; an explicit one does not."""
     if config.max_model_len is not None:
         return max_model_len
-    return max(1, min(max_model_len, num_blocks * config.block_size))
+    return max(1, KVFootprint(config.block_size, window).longest(num_blocks, max_model_len))
 
 
 def _num_blocks(
     config: RunnerConfig,
     tp_size: int,
     device: DeviceType,
-    max_len: int,
+    held_blocks: int,
     block_bytes: int,
     left_bytes: int,
 ) -> tuple[int, str]:
@@ -194,7 +189,7 @@ def _num_blocks(
         return config.kv_cache_bytes // block_bytes, "kv_cache_bytes"
     bounds = [(max(0, left_bytes) // block_bytes, "memory_utilization")]
     if device == "cpu":
-        needed = config.max_num_seqs * divide_up(max_len, config.block_size)
+        needed = config.max_num_seqs * held_blocks
         bounds.append((needed, "max_num_seqs x max_model_len"))
         bounds.append((_CPU_CACHE_BYTES // tp_size // block_bytes, "4 GiB for CPU caches"))
     return min(bounds)
@@ -209,7 +204,7 @@ def _check_fits(plan: MemoryPlan, config: RunnerConfig, share_bytes: int, max_le
     least = max_len if config.max_model_len is not None else min(max_len, _MIN_FITTED_TOKENS)
     if config.num_blocks is not None and config.max_model_len is None:
         least = 1  # an explicit pool is taken at its word
-    if plan.num_blocks * plan.block_size < least:
+    if KVFootprint(plan.block_size, plan.window).longest(plan.num_blocks, least) < least:
         hint = "lower max_model_len, raise memory_utilization or use more ranks"
         raise _misfit(plan, f"the KV cache holds less than one sequence of {least} tokens; {hint}")
 
@@ -218,49 +213,8 @@ def _misfit(plan: MemoryPlan, why: str) -> MemoryPlanError:
     return MemoryPlanError("\n".join([f"the model does not fit: {why}", *plan.describe()]))
 
 
-def _weight_elements(model: ModelConfig, tp_size: int, num_kv_heads: int) -> int:
-    """Of one rank: matrices are split, vectors replicated, KV projections split or shared.
-
-    An upper estimate at several ranks, where some vectors are split too.
-    """
-    entries = [e for e in read_tensor_entries(model.path).values() if _is_loaded(e.name, model)]
-    whole = sum(e.num_elements for e in entries if _is_on_every_rank(e))
-    matrices = sum(_padded_elements(e, model, tp_size) for e in entries if not _is_on_every_rank(e))
-    kv_head = 2 * model.num_layers * model.hidden_size * model.head_dim
-    if _has_latents(model):  # made by a small product that every rank has whole
-        kv_head = 0
-    split = matrices - kv_head * model.num_kv_heads
-    return whole + divide_up(split, tp_size) + kv_head * num_kv_heads
-
-
-def _is_loaded(name: str, model: ModelConfig) -> bool:
-    """Not so are buffers that old checkpoints hold, the copy of a tied head, drafting layers and
-    what is there for images.
-    """
-    if name.startswith((f"model.layers.{model.num_layers}.", *_UNUSED_PARTS)):
-        return False
-    is_copy = model.raw.get("tie_word_embeddings") and name.endswith(_HEADS)
-    return not is_copy and not name.endswith(_BUFFERS)
-
-
-def _has_latents(model: ModelConfig) -> bool:
-    """Latent attention: the cache holds one short vector a token."""
-    return "kv_lora_rank" in model.raw
-
-
-def _is_on_every_rank(entry: TensorEntry) -> bool:
-    return len(entry.shape) < 2 or entry.name.endswith(_WHOLE_MATRICES)
-
-
-def _padded_elements(entry: TensorEntry, model: ModelConfig, tp_size: int) -> int:
-    """The vocabulary is padded to a multiple of the ranks."""
-    if entry.shape[0] != model.vocab_size:
-        return entry.num_elements
-    return divide_up(model.vocab_size, tp_size) * tp_size * entry.shape[1]
-
-
 def _activation_bytes(
-    model: ModelConfig,
+    spec: ModelSpec,
     config: RunnerConfig,
     tp_size: int,
     num_heads: int,
@@ -270,31 +224,31 @@ def _activation_bytes(
 ) -> int:
     """An upper estimate of what a step holds beside weights and cache."""
     projected = (
-        3 * (num_heads + 2 * num_kv_heads) * model.head_dim
+        3 * (num_heads + 2 * num_kv_heads) * spec.head_dim
     )  # as projected, rotated, attended
-    width = 4 * model.hidden_size + projected + 3 * divide_up(model.intermediate_size, tp_size)
-    width += _experts_width(model, tp_size)
+    width = 4 * spec.hidden_size + projected + 3 * divide_up(spec.intermediate_size, tp_size)
+    width += _experts_width(spec, tp_size)
     tokens = config.max_num_batched_tokens * width * item
     logits_rows = max(config.max_num_seqs, _LOGITS_ROWS)
-    logits = _LOGITS_COPIES * logits_rows * model.vocab_size * DTYPE_BYTES["float32"]
+    logits = _LOGITS_COPIES * logits_rows * spec.vocab_size * DTYPE_BYTES["float32"]
     gathered_tokens = min(max(_GATHERED_TOKENS, max_len), config.max_num_seqs * max_len)
-    gathered = 2 * gathered_tokens * num_kv_heads * model.head_dim * item
-    rotary_tables = 2 * max_len * model.head_dim * item
-    scores = config.max_num_batched_tokens * num_heads * max_len if _has_scores(model) else 0
+    gathered = 2 * gathered_tokens * num_kv_heads * spec.head_dim * item
+    rotary_tables = 2 * max_len * spec.head_dim * item
+    # Soft-capped attention and attention with sinks hold their scores in memory.
+    has_scores = spec.attention_soft_cap is not None or spec.attention_sinks
+    scores = config.max_num_batched_tokens * num_heads * max_len if has_scores else 0
     scored = _SCORES_COPIES * min(scores, _MAX_SCORES) * DTYPE_BYTES["float32"]
     return tokens + logits + gathered + rotary_tables + scored
 
 
-def _experts_width(model: ModelConfig, tp_size: int) -> int:
+def _experts_width(spec: ModelSpec, tp_size: int) -> int:
     """Numbers a token needs in a mixture of experts: a row for each, as sorted and as put back."""
-    top_k = int(model.raw.get("num_experts_per_tok") or model.raw.get("experts_per_token") or 0)
-    size = int(model.raw.get("moe_intermediate_size") or model.intermediate_size)
-    return top_k * (3 * model.hidden_size + 4 * divide_up(size, tp_size))
-
-
-def _has_scores(model: ModelConfig) -> bool:
-    """Soft-capped attention and attention with sinks hold their scores in memory."""
-    return bool(model.raw.get("attn_logit_softcapping")) or "GptOss" in model.architecture
+    if spec.moe is None:
+        return 0
+    size = spec.moe.intermediate_size
+    if not spec.moe.is_expert_parallel:  # else one rank may have them all
+        size = divide_up(size, tp_size)
+    return spec.moe.top_k * (3 * spec.hidden_size + 4 * size)
 
 
 def host_available_bytes() -> int:

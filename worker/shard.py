@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,11 +17,13 @@ from typing import Any
 import grpc
 from torch.distributed import TCPStore
 
+from protos.garbage import spare_garbage_collection
 from worker.config import EngineConfig, ShardConfig
 from worker.engine.engine import Engine
 from worker.engine.executor import Executor
 from worker.engine.loop import EngineLoop
 from worker.identity import ModelIdentity, ReplicaIdentity
+from worker.load_progress import LoadProgress
 from worker.model_files import digest, read_model_files
 from worker.parallel.group import TPGroup
 from worker.parallel.rendezvous import connect_group, join_channel, open_channel, open_rendezvous
@@ -143,11 +144,12 @@ class Shard:
             message.append(f"{config.tp_size} ranks, {type(group).__name__}")
         runner = ModelRunner(config.runner, group, device)
         with self.events.phase("Weights") as message:
-            started = time.monotonic()
-            runner.load()
+            progress = LoadProgress(self.events, "Weights")
+            runner.load(progress)
             plan = runner.memory_plan
-            rate = plan.weight_bytes / GIB / max(time.monotonic() - started, 1e-6)
-            size = f"{plan.weight_bytes / GIB:.3f} GiB a rank at {rate:.2f} GiB/s"
+            size = (
+                f"{plan.weight_bytes / GIB:.3f} GiB a rank read at {progress.gib_per_s:.2f} GiB/s"
+            )
             message.append(f"{size}, {plan.dtype}, {device}")
         with self.events.phase("KV cache") as message:
             num_blocks = group.min_int(runner.plan_num_blocks())
@@ -183,9 +185,11 @@ class Shard:
         scheduler_address: str,
         host: str,
     ) -> LeaderFace:
+        rank.runner.warm_up()
         engine = EngineLoop(Engine(_engine_config(config, rank), executor))
         identity = _identity(config, rank, digest(self.model_files))
         servicer = WorkerServicer(engine, identity)
+        spare_garbage_collection()
         engine.start(servicer.deliver, self._on_failure)
         server, port = await create_server(servicer, host)
         reporter = Reporter(scheduler_address, identity, engine)
@@ -211,8 +215,11 @@ def _engine_config(config: ShardConfig, rank: LoadedRank) -> EngineConfig:
         max_model_len=rank.runner.max_model_len,
         vocab_size=rank.runner.model_config.vocab_size,
         eos_token_ids=tuple(rank.runner.model_config.eos_token_ids),
+        window=rank.runner.spec.kv_window,
         enable_prefix_caching=config.enable_prefix_caching,
         max_logprobs=config.max_logprobs,
+        target_itl_ms=config.target_itl_ms,
+        speculation=config.speculation,
     )
 
 

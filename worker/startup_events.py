@@ -8,13 +8,22 @@ from typing import Any
 
 
 class StartupEvents:
-    """An append-only list. Written from any thread, read by `since`; a few dozen entries in all."""
+    """An append-only list. Written from any thread, read by `since`; a few dozen entries and one a
+    second while something long goes on.
+    """
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
-    def add(self, phase: str, message: str, seconds: float = 0.0, done: bool = True) -> None:
+    def add(
+        self,
+        phase: str,
+        message: str,
+        seconds: float = 0.0,
+        done: bool = True,
+        fraction: float | None = None,
+    ) -> None:
         with self._lock:
             self._events.append(
                 {
@@ -24,8 +33,13 @@ class StartupEvents:
                     "message": message,
                     "seconds": seconds,
                     "done": done,
+                    "fraction": fraction,
                 }
             )
+
+    def progress(self, phase: str, message: str, fraction: float) -> None:
+        """A phase goes on; so much of it is done."""
+        self.add(phase, message, done=False, fraction=fraction)
 
     def since(self, seq: int) -> list[dict[str, Any]]:
         """Events with a larger `seq`, oldest first."""

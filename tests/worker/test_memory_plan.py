@@ -176,4 +176,16 @@ def test_small_model_on_a_cpu_without_matrix_units_runs_in_fp32(
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : avx512f amx_bf16" if has_amx else "flags : avx512f")
     monkeypatch.setattr(memory_plan, "_CPUINFO", cpuinfo)
+    on_torch = config(tmp_path, dtype="auto", native_kernels=False)
+    assert resolve_dtype(make_model(tmp_path), on_torch, "cpu") == dtype
+
+
+@pytest.mark.parametrize(("is_there", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_model_in_bfloat16_keeps_its_type_where_there_are_kernels_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool, dtype: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : avx512f")
+    monkeypatch.setattr(memory_plan, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(memory_plan, "can_have_library", lambda: is_there)
     assert resolve_dtype(make_model(tmp_path), config(tmp_path, dtype="auto"), "cpu") == dtype

@@ -27,31 +27,32 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self._layer = layer
-        self._clip_qkv = clip_qkv
-        self._kind = kind
+        self.clip_qkv = clip_qkv
+        self.kind = kind
         self.qkv = qkv
         self.output = output
         self.qk_norm = qk_norm
         self.sinks = sinks
         self._num_qk = qkv.num_heads + qkv.num_kv_heads
+        self.num_kv_heads = qkv.num_kv_heads
         self._num_total = qkv.num_heads + 2 * qkv.num_kv_heads
-        self._num_q = qkv.num_heads
-        self._head_dim = qkv.num_out // self._num_total
+        self.num_heads = qkv.num_heads
+        self.head_dim = qkv.num_out // self._num_total
 
     def forward(self, x: Tensor, rotation: Rotation | None, ctx: ForwardContext) -> Tensor:
-        qkv = self.qkv(x).view(-1, self._num_total, self._head_dim)
-        if self._clip_qkv is not None:
-            qkv = qkv.clamp_(-self._clip_qkv, self._clip_qkv)
+        qkv = self.qkv(x).view(-1, self._num_total, self.head_dim)
+        if self.clip_qkv is not None:
+            qkv = qkv.clamp_(-self.clip_qkv, self.clip_qkv)
         qk, v = qkv[:, : self._num_qk], qkv[:, self._num_qk :]
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        q, k = qk[:, : self._num_q], qk[:, self._num_q :]
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         cache = ctx.kv_caches[self._layer]
         cache.write(ctx.slot_mapping, k, v)
         sinks = None if self.sinks is None else self.sinks.weight
-        attended = ctx.attention_plan(self._kind).run(q, k, v, cache, sinks)
+        attended = ctx.attention_plan(self.kind).run(q, k, v, cache, sinks)
         return self.output(attended.reshape(x.shape[0], -1))
 
 

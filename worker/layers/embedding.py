@@ -44,12 +44,12 @@ class PositionEmbedding(nn.Module):
         self, num_positions: int, hidden_size: int, offset: int, options: TensorOptions
     ) -> None:
         super().__init__()
-        self._offset = offset  # rows of the table before position 0
+        self.offset = offset  # rows of the table before position 0
         self._shape = (num_positions + offset, hidden_size)
         self.weight = options.zeros(*self._shape)
 
     def forward(self, positions: Tensor) -> Tensor:
-        return F.embedding(positions + self._offset, self.weight)
+        return F.embedding(positions + self.offset, self.weight)
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
@@ -70,15 +70,15 @@ class ParallelLMHead(nn.Module):
         super().__init__()
         self._tp = tp
         self._full_shape = (vocab_size, hidden_size)
-        self._length = divide_up(vocab_size, tp.size)
-        self.weight = tied_to.weight if tied_to else options.zeros(self._length, hidden_size)
-        self.bias = options.zeros(self._length) if bias else None
+        self.num_rows = divide_up(vocab_size, tp.size)
+        self.weight = tied_to.weight if tied_to else options.zeros(self.num_rows, hidden_size)
+        self.bias = options.zeros(self.num_rows) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._tp.all_gather(F.linear(x, self.weight, self.bias))
         return logits[:, : self._full_shape[0]]
 
     def shard(self, parameter: str, part: str) -> Shard:
-        start = self._tp.rank * self._length
+        start = self._tp.rank * self.num_rows
         shape = self._full_shape if parameter == "weight" else self._full_shape[:1]
-        return Shard(shape, dim=0, start=start, length=self._length)
+        return Shard(shape, dim=0, start=start, length=self.num_rows)

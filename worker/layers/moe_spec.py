@@ -26,6 +26,8 @@ class MoESpec:
     top_groups: int = 1
     best_of_group: int = 1  # experts whose sum is a group's score
     weight_scale: float = 1.0
+    # A deployment's choice: each rank has some experts whole, instead of a slice of every one.
+    is_expert_parallel: bool = False
     swiglu: "ClampedSwiGLU | None" = None  # None: the model's activation, gate and up one by one
 
 

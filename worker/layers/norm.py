@@ -18,15 +18,15 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, options: TensorOptions, offset: float = 0.0) -> None:
         super().__init__()
         self._shape = (size,)
-        self._eps = eps
-        self._offset = offset
+        self.eps = eps
+        self.offset = offset
         self.weight = options.zeros(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._offset:
-            return rms_normalized(x, self._eps, self.weight)
-        weight = self.weight.float() + self._offset
-        return rms_normalized(x.float(), self._eps, weight).to(x.dtype)
+        if not self.offset:
+            return rms_normalized(x, self.eps, self.weight)
+        weight = self.weight.float() + self.offset
+        return rms_normalized(x.float(), self.eps, weight).to(x.dtype)
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
@@ -40,12 +40,12 @@ class LayerNorm(nn.Module):
     ) -> None:
         super().__init__()
         self._shape = (size,)
-        self._eps = eps
+        self.eps = eps
         self.weight = options.zeros(size) if weight else None
         self.bias = options.zeros(size) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self._shape, self.weight, self.bias, self._eps)
+        return F.layer_norm(x, self._shape, self.weight, self.bias, self.eps)
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
@@ -69,24 +69,24 @@ class QKNorm(nn.Module):
     ) -> None:
         super().__init__()
         self._head_dim = head_dim
-        self._offset = offset
+        self.offset = offset
         self._num_heads, self._num_kv_heads = num_heads, num_kv_heads
-        self._eps = eps
+        self.eps = eps
         self.q_weight = options.zeros(head_dim)
         self.k_weight = options.zeros(head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._offset:
+        if self.offset:
             return self._offset_normed(x)
-        normed = rms_normalized(x, self._eps)
+        normed = rms_normalized(x, self.eps)
         normed[:, : self._num_heads].mul_(self.q_weight)
         normed[:, self._num_heads :].mul_(self.k_weight)
         return normed
 
     def _offset_normed(self, x: Tensor) -> Tensor:
-        normed = rms_normalized(x.float(), self._eps)
-        normed[:, : self._num_heads].mul_(self.q_weight.float() + self._offset)
-        normed[:, self._num_heads :].mul_(self.k_weight.float() + self._offset)
+        normed = rms_normalized(x.float(), self.eps)
+        normed[:, : self._num_heads].mul_(self.q_weight.float() + self.offset)
+        normed[:, self._num_heads :].mul_(self.k_weight.float() + self.offset)
         return normed.to(x.dtype)
 
     def shard(self, parameter: str, part: str) -> Shard:

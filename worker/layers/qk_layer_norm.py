@@ -33,8 +33,8 @@ class QKLayerNorm(nn.Module):
         options: TensorOptions,
     ) -> None:
         super().__init__()
-        self._kind = kind
-        self._eps = eps
+        self.kind = kind
+        self.eps = eps
         self._tp = tp
         self._num_all = {"q": num_heads, "k": num_kv_heads}
         self._num_own = {"q": qkv.num_heads, "k": qkv.num_kv_heads}
@@ -50,7 +50,7 @@ class QKLayerNorm(nn.Module):
             setattr(self, f"{part}_bias", options.zeros(*shape) if has_bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self._normed_by_width(x) if self._kind == "width" else self._normed_by_head(x)
+        normed = self._normed_by_width(x) if self.kind == "width" else self._normed_by_head(x)
         q, k = normed.split(list(self._num_own.values()), dim=1)
         parts = (self._scaled(q, "q"), self._scaled(k, "k"))
         return torch.cat(parts, dim=1).to(x.dtype)
@@ -61,13 +61,13 @@ class QKLayerNorm(nn.Module):
         return x if bias is None else x + bias.view(-1, self._head_dim)
 
     def _normed_by_head(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), (self._head_dim,), eps=self._eps)
+        return F.layer_norm(x.float(), (self._head_dim,), eps=self.eps)
 
     def _normed_by_width(self, x: Tensor) -> Tensor:
         q, k = x.float().split(list(self._num_own.values()), dim=1)
         means = self._summed_over_ranks(q, k)
         q, k = q - means[0], k - means[1]
-        variances = self._summed_over_ranks(q.square(), k.square()) + self._eps
+        variances = self._summed_over_ranks(q.square(), k.square()) + self.eps
         return torch.cat((q * variances[0].rsqrt(), k * variances[1].rsqrt()), dim=1)
 
     def _summed_over_ranks(self, q: Tensor, k: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class QKLayerNorm(nn.Module):
         which = parameter[0]
         num_all, length = self._num_all[which], self._num_own[which]
         start = self._tp.rank * num_all // self._tp.size
-        if self._kind == "head":
+        if self.kind == "head":
             return Shard.whole(self._head_dim)
-        if self._kind == "each_head":
+        if self.kind == "each_head":
             return Shard((num_all, self._head_dim), dim=0, start=start, length=length)
         size = self._head_dim
-        if self._kind == "apart":
+        if self.kind == "apart":
             own_head = int(part) - start
             is_own = 0 <= own_head < length
             return Shard((size,), 0, 0, size * is_own, offset=own_head * size)

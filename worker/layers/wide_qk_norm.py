@@ -30,7 +30,7 @@ class WideQKNorm(nn.Module):
         """Head counts are the model's."""
         super().__init__()
         self._tp = tp
-        self._eps = eps
+        self.eps = eps
         self._sizes = {"q_weight": num_heads * head_dim, "k_weight": num_kv_heads * head_dim}
         self._num_heads, self._num_kv_heads = split_heads(num_heads, num_kv_heads, tp.size)
         lengths = (self._num_heads * head_dim, self._num_kv_heads * head_dim)
@@ -44,8 +44,8 @@ class WideQKNorm(nn.Module):
         q, k = wide[:, : self._num_heads].flatten(1), wide[:, self._num_heads :].flatten(1)
         squares = torch.stack((q.square().sum(dim=1), k.square().sum(dim=1)), dim=1)
         squares = self._tp.all_reduce(squares)
-        q_scale = squares[:, :1].div(self._num_summed[0]).add_(self._eps).rsqrt_()
-        k_scale = squares[:, 1:].div(self._num_summed[1]).add_(self._eps).rsqrt_()
+        q_scale = squares[:, :1].div(self._num_summed[0]).add_(self.eps).rsqrt_()
+        k_scale = squares[:, 1:].div(self._num_summed[1]).add_(self.eps).rsqrt_()
         q = q * q_scale * self.q_weight.float()
         k = k * k_scale * self.k_weight.float()
         return torch.cat((q, k), dim=1).view(x.shape).to(x.dtype)

@@ -6,12 +6,12 @@ memory plan counts weights before anything heavy is imported. The loader opens t
 
 import json
 import struct
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from worker.errors import CheckpointError
 from worker.models.pickled_header import read_pickled_shapes
+from worker.models.quantization import Quantization, unpacked_entries
+from worker.models.tensor_entry import TensorEntry
 
 # Index and files, the preferred form first.
 _FORMS = (
@@ -21,26 +21,18 @@ _FORMS = (
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of a checkpoint."""
+def read_tensor_entries(
+    model_path: str, quantization: Quantization | None = None
+) -> dict[str, TensorEntry]:
+    """All tensors by name, in the order of the files. Quantized ones are what they unpack to.
 
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-
-    @property
-    def num_elements(self) -> int:
-        return prod(self.shape)
-
-
-def read_tensor_entries(model_path: str) -> dict[str, TensorEntry]:
-    """All tensors by name. Raises: CheckpointError when files are missing or damaged."""
+    Raises: CheckpointError when files are missing or damaged.
+    """
     entries: dict[str, TensorEntry] = {}
     for file in _weight_files(Path(model_path)):
-        for name, shape in _read_header(file).items():
-            entries[name] = TensorEntry(name, file, shape)
-    return entries
+        for entry in _read_header(file):
+            entries[entry.name] = entry
+    return entries if quantization is None else unpacked_entries(entries, quantization)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -69,22 +61,25 @@ def _indexed_files(index: Path) -> list[str]:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
 
 
-def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    read = _read_safetensors_shapes if file.suffix == ".safetensors" else read_pickled_shapes
+def _read_header(file: Path) -> list[TensorEntry]:
     try:
-        return read(file)
+        if file.suffix == ".safetensors":
+            return _read_safetensors_header(file)
+        return [TensorEntry(name, file, shape) for name, shape in read_pickled_shapes(file).items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _read_safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _read_safetensors_header(file: Path) -> list[TensorEntry]:
     """The format: u64 length, then that many bytes of JSON, then the data."""
     with file.open("rb") as f:
         (length,) = struct.unpack("<Q", f.read(8))
         if length > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(f.read(length))
-    end = max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if file.stat().st_size < 8 + length + end:
         raise ValueError("the file is cut short")
-    return {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}
+    by_place = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return [TensorEntry(n, file, tuple(t["shape"]), str(t["dtype"])) for n, t in by_place]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker.errors import CheckpointError
-from worker.layers.activation import ACTIVATIONS
+from worker.models.base_spec import base_spec
 from worker.models.config import ModelConfig
 from worker.models.family import Target, Targets
 from worker.models.spec import ModelSpec
@@ -16,32 +16,18 @@ from worker.models.spec import ModelSpec
 
 def classic_spec(config: ModelConfig, activation: str, **differences: Any) -> ModelSpec:
     """Raises: CheckpointError for an unknown activation."""
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"{config.path}: activation {activation!r} is not supported")
     fields: dict[str, Any] = {
         "norm_eps": float(config.raw.get("layer_norm_epsilon") or 1e-5),
         "rope": None,
-        "windows": (None,) * config.num_layers,
         "norm_kind": "layer",
         "norm_bias": True,
         "qkv_bias": True,
         "output_bias": True,
         "mlp_bias": True,
         "is_gated": False,
-        "tied_head": bool(config.raw.get("tie_word_embeddings", False)),
         **differences,
     }
-    return ModelSpec(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        activation=activation,
-        **fields,
-    )
+    return base_spec(config, activation, **fields)
 
 
 def unsupported(config: ModelConfig, option: str, value: object) -> CheckpointError:

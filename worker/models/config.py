@@ -12,6 +12,7 @@ from typing import Any
 
 from worker.errors import CheckpointError
 from worker.models.dialects import common_names
+from worker.models.quantization import Quantization, read_quantization
 
 # Families spell the same things differently; the first name present counts.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ class ModelConfig:
     max_extended_position: int  # tokens a sequence may have at most, by RoPE scaling
     eos_token_ids: tuple[int, ...]
     torch_dtype: str  # of the checkpoint: float32 | bfloat16 | float16
+    quantization: Quantization | None  # of the checkpoint's weights; they are unpacked while loaded
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -51,9 +53,6 @@ class ModelConfig:
 def load_model_config(path: str) -> ModelConfig:
     """Raises: CheckpointError when a file or a value is missing or makes no sense."""
     raw = _read_json(Path(path) / "config.json")
-    if "quantization_config" in raw:
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(f"{path}: {method}-quantized checkpoints are not supported")
     generation_path = Path(path) / "generation_config.json"
     generation = _read_json(generation_path) if generation_path.exists() else {}
     try:
@@ -80,6 +79,7 @@ def _model_config(path: str, raw: dict[str, Any], generation: dict[str, Any]) ->
         max_extended_position=extended,
         eos_token_ids=_eos_token_ids(raw, generation),
         torch_dtype=_dtype(raw),
+        quantization=read_quantization(path, raw),
         raw=raw,
     )
 

@@ -104,9 +104,7 @@ class Decoder(nn.Module):
         # The place of a layer's rotation among a step's, whose last stands for none.
         self._rotation_of_layer = [-1 if rope is None else kinds.index(rope) for rope in ropes]
         # As the parameters are typed, so is what they are multiplied by.
-        self._embedding_multiplier = float(
-            torch.tensor(spec.embedding_multiplier).to(options.dtype)
-        )
+        self.embedding_multiplier = float(torch.tensor(spec.embedding_multiplier).to(options.dtype))
         embedding_size = spec.embedding_size or spec.hidden_size
         self.embedding = VocabParallelEmbedding(spec.vocab_size, embedding_size, tp, options)
         self.project_in, self.project_out = None, None
@@ -130,16 +128,20 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """token_ids: [T]; returns the last layer's output, [T, hidden], before the final norm."""
-        x = self._embed(token_ids, ctx.positions)
-        rotations = [*(rotary.rotation(ctx.positions) for rotary in self._rotaries), None]
-        for layer, i in zip(self.layers, self._rotation_of_layer, strict=True):
-            x = layer(x, rotations[i], ctx)
+        x = self.embed(token_ids, ctx.positions)
+        for layer, rotation in zip(self.layers, self.rotations(ctx.positions), strict=True):
+            x = layer(x, rotation, ctx)
         return x
 
-    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+    def rotations(self, positions: Tensor) -> list[Rotation | None]:
+        """positions: [T]; one for each layer, None where it rotates nothing."""
+        kinds = [*(rotary.rotation(positions) for rotary in self._rotaries), None]
+        return [kinds[i] for i in self._rotation_of_layer]
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         x: Tensor = self.embedding(token_ids)
-        if self._embedding_multiplier != 1.0:
-            x = x * self._embedding_multiplier
+        if self.embedding_multiplier != 1.0:
+            x = x * self.embedding_multiplier
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:

@@ -16,9 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from worker.errors import CheckpointError
-
-# Of a tensor's dimensions, the first ones; an int takes one element of its dimension.
-Index = tuple[int | slice, ...]
+from worker.models.unpacking import Index
 
 
 class WeightsFile(Protocol):

@@ -19,14 +19,15 @@ from worker.layers.shard import divide_up
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One step's tensors. T tokens, S sampled sequences."""
+    """One step's tensors. T tokens, S sampled sequences, D guesses to verify."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64
     layout: BatchLayout
-    sampled_rows: Tensor  # [S] int64: the tokens whose successors are sampled
+    sampled_rows: Tensor  # [S + D] int64: the tokens whose successors are sampled
     sampled_slots: list[int]  # [S]
+    drafts: list[list[int]] | None  # [S] each sequence's guesses; None: D is 0
     first_rows: list[int]  # per sequence: its first token
 
 
@@ -75,7 +76,7 @@ class InputBatch:
         positions = np.arange(ends[-1]) + (starts - firsts)[rows]
         blocks = tables[rows, positions // self._block_size].astype(np.int64)
         slot_mapping = blocks * self._block_size + positions % self._block_size
-        is_sampled = [sequence.is_sampled for sequence in plan.sequences]
+        drafts, sampled_rows = _drafts(plan, ends)
         return StepInputs(
             token_ids=self._tensor(np.array(plan.token_ids, dtype=np.int64)),
             positions=self._tensor(positions),
@@ -88,8 +89,9 @@ class InputBatch:
                 dtype=self._dtype,
                 device=self._device,
             ),
-            sampled_rows=self._tensor(ends[is_sampled] - 1),
+            sampled_rows=self._tensor(sampled_rows),
             sampled_slots=[s.slot for s in plan.sequences if s.is_sampled],
+            drafts=drafts,
             first_rows=firsts.tolist(),
         )
 
@@ -101,3 +103,20 @@ def _columns(sequences: list[ScheduledSequence]) -> npt.NDArray[np.int64]:
     """Slots, starts and lengths: [3, R]."""
     rows = [(s.slot, s.start, s.num_tokens) for s in sequences]
     return np.ascontiguousarray(np.array(rows, dtype=np.int64).T)
+
+
+def _drafts(
+    plan: StepPlan, ends: npt.NDArray[np.int64]
+) -> tuple[list[list[int]] | None, npt.NDArray[np.int64]]:
+    """The guesses of each sampled sequence, and the rows whose successors are sampled."""
+    sequences = plan.sequences
+    if not any(sequence.num_drafts for sequence in sequences):
+        return None, ends[[sequence.is_sampled for sequence in sequences]] - 1
+    drafts: list[list[int]] = []
+    rows: list[int] = []
+    for sequence, end in zip(sequences, ends.tolist(), strict=True):
+        if sequence.is_sampled:
+            first = end - sequence.num_drafts
+            drafts.append(plan.token_ids[first:end])
+            rows.extend(range(first - 1, end))
+    return drafts, np.array(rows, dtype=np.int64)

@@ -14,6 +14,7 @@ from torch import Tensor
 from worker.attention.base import ForwardContext, LayerKVCache
 from worker.attention.registry import attention_backend
 from worker.config import RunnerConfig
+from worker.engine.kv_footprint import KVFootprint
 from worker.engine.step import StepPlan, StepResult, TokenLogprobs
 from worker.errors import MemoryPlanError
 from worker.layers.linear import TensorOptions
@@ -27,15 +28,20 @@ from worker.memory_plan import (
 )
 from worker.models.config import ModelConfig, load_model_config
 from worker.models.decoder import Decoder
+from worker.models.deployed_spec import deployed_spec
 from worker.models.loader import Progress, load_weights
 from worker.models.registry import find_family
 from worker.models.spec import ModelSpec
+from worker.native.decoder import NativeDecoder
+from worker.native.library import native_library
+from worker.native.terms import is_covered
 from worker.parallel.group import TPGroup
 from worker.runner.allocator import keep_freed_memory
-from worker.runner.grammar import GrammarCompiler
+from worker.runner.grammar import GrammarMasks
 from worker.runner.input_batch import InputBatch, StepInputs
 from worker.runner.kv_cache import allocate_kv_caches
 from worker.runner.logits import prompt_logprobs
+from worker.runner.mask_client import MaskClient
 from worker.runner.prompt_scoring import PromptScoring, ScoredChunk
 from worker.runner.sampler import Sampler
 
@@ -56,7 +62,7 @@ class ModelRunner:
     ) -> None:
         self.model_config: ModelConfig = load_model_config(config.model_path)
         self._family = find_family(self.model_config)
-        self.spec: ModelSpec = self._family.build_spec(self.model_config)
+        self.spec: ModelSpec = deployed_spec(self.model_config, config, tp.size)
         self.device = resolve_device(config.device if device == "auto" else device)
         self._config = config
         self._tp = tp
@@ -64,7 +70,7 @@ class ModelRunner:
         self._max_model_len = resolve_max_model_len(self.model_config, config)
         self.memory_plan = _plan_memory(self.model_config, config, tp.size, self.device)
         self.dtype: torch.dtype = getattr(torch, self.memory_plan.dtype)
-        self._model: Decoder | None = None
+        self._model: Decoder | NativeDecoder | None = None
         self._kv_caches: list[LayerKVCache] = []
         self._batch: InputBatch | None = None
         self._scoring = PromptScoring()
@@ -80,14 +86,37 @@ class ModelRunner:
         return self._max_model_len
 
     def load(self, progress: Progress | None = None) -> None:
-        """Raises: CheckpointError when the weights do not match the model."""
+        """Collective. Raises: CheckpointError when the weights do not match the model."""
         start = monotonic()
         options = TensorOptions(self.dtype, self.device)
         model = Decoder(self.spec, self._max_model_len, self._tp, options)
         weights = self._family.build_weight_map(self.spec)
-        load_weights(model, self._config.model_path, weights, progress)
-        self._model = model.eval()
+        load_weights(
+            model,
+            self._config.model_path,
+            weights,
+            progress,
+            self.model_config.quantization,
+        )
+        self._model = self._native(model.eval())
         logger.info("rank=%d weights loaded in %.2f s", self._tp.rank, monotonic() - start)
+
+    def _native(self, model: Decoder) -> Decoder | NativeDecoder:
+        """The same model on the CPU's own kernels, where there are any for it."""
+        config = self._config
+        if not config.wants_native_kernels or self.device.type != "cpu":
+            return model
+        if not is_covered(self.spec, self.dtype):
+            return model
+        library = native_library()
+        # All ranks or none: they exchange other numbers than ranks on torch do.
+        have_all = self._tp.min_int(int(library is not None)) == 1
+        if library is None or not have_all:
+            return model
+        num_threads = torch.get_num_threads()
+        return NativeDecoder(
+            model, library, self._tp, num_threads, self._max_model_len, config.block_size
+        )
 
     def plan_num_blocks(self) -> int:
         """What this rank's memory allows; the group takes the smallest."""
@@ -97,8 +126,11 @@ class ModelRunner:
         """The same count on every rank. From here on the runner can execute plans."""
         spec, config = self.spec, self._config
         _, num_kv_heads = split_heads(spec.num_heads, spec.num_kv_heads, self._tp.size)
-        self._max_model_len = fitted_max_model_len(config, self._max_model_len, num_blocks)
-        if num_blocks * config.block_size < self._max_model_len:
+        self._max_model_len = fitted_max_model_len(
+            config, self._max_model_len, num_blocks, spec.kv_window
+        )
+        footprint = KVFootprint(config.block_size, spec.kv_window)
+        if footprint.longest(num_blocks, self._max_model_len) < self._max_model_len:
             raise MemoryPlanError(
                 f"{num_blocks} blocks hold less than one sequence of {self._max_model_len} tokens"
             )
@@ -116,10 +148,17 @@ class ModelRunner:
             config.max_num_seqs, self._max_model_len, config.block_size, self.dtype, self.device
         )
         if self._tp.rank == 0:
-            grammars = GrammarCompiler(
-                config.model_path, spec.vocab_size, self.model_config.eos_token_ids
+            eos_token_ids = self.model_config.eos_token_ids
+            masks = MaskClient(
+                config.model_path, spec.vocab_size, eos_token_ids, config.max_num_seqs
             )
+            grammars = GrammarMasks(masks, eos_token_ids)
             self._sampler = Sampler(spec.vocab_size, config.max_num_seqs, self.device, grammars)
+
+    def warm_up(self) -> None:
+        """Starts on rank 0 what the first constrained request would have to wait for."""
+        if self._sampler is not None:
+            self._sampler.warm_up()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -128,23 +167,22 @@ class ModelRunner:
         if not plan.sequences:
             return StepResult(token_ids=[])
         inputs = self._inputs(plan)
-        hidden = self._forward(inputs)
+        hidden, logits = self._forward(inputs)
         scored = self._score_prompts(plan, inputs, hidden)
         if not inputs.sampled_slots:
             return StepResult(token_ids=[], prompt_logprobs=scored)
-        logits = self._logits(hidden, inputs.sampled_rows)
         if self._sampler is None:
             return StepResult(token_ids=[])
-        token_ids, logprobs = self._sampler.sample(logits, inputs.sampled_slots)
-        failed = self._sampler.failures(inputs.sampled_slots)
-        return StepResult(token_ids, logprobs, scored, failed)
+        new = self._sampler.step(logits, inputs.sampled_slots, inputs.drafts)
+        return StepResult(new.token_ids, new.logprobs, scored, new.failed, new.num_tokens)
 
     @torch.inference_mode()
     def compute_logits(self, plan: StepPlan) -> Tensor:
-        """As `execute`, but returns the sampled sequences' logits: [S, vocab_size], on any rank."""
+        """As `execute`, but returns the sampled rows' logits, on any rank: [S + D, vocab_size] of
+        S sampled sequences with D guesses.
+        """
         self._apply(plan)
-        inputs = self._inputs(plan)
-        return self._logits(self._forward(inputs), inputs.sampled_rows)
+        return self._forward(self._inputs(plan))[1]
 
     def _apply(self, plan: StepPlan) -> None:
         assert self._batch is not None, "execute before allocate_kv_cache"
@@ -162,7 +200,8 @@ class ModelRunner:
         assert self._batch is not None, "execute before allocate_kv_cache"
         return self._batch.build(plan)
 
-    def _forward(self, inputs: StepInputs) -> Tensor:
+    def _forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """All tokens' hidden states and the sampled rows' logits: [S + D, vocab_size] fp32."""
         assert self._model is not None, "execute before load"
         ctx = ForwardContext(
             positions=inputs.positions,
@@ -171,7 +210,12 @@ class ModelRunner:
             kv_caches=self._kv_caches,
             backend=self._backend,
         )
-        return self._model(inputs.token_ids, ctx)
+        if isinstance(self._model, NativeDecoder):
+            return self._model.forward(inputs.token_ids, ctx, inputs.sampled_rows)
+        hidden = self._model(inputs.token_ids, ctx)
+        if not len(inputs.sampled_rows):
+            return hidden, hidden.new_empty((0, self.spec.vocab_size))
+        return hidden, self._logits(hidden, inputs.sampled_rows)
 
     def _logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Only these rows go through the head. Collective. Returns [rows, vocab_size] fp32."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
+from worker.attention.base import AttentionBackend, AttentionKind, BatchLayout, LayerKVCache
 from worker.attention.gathered import decode_batches, gathered_attention
 from worker.attention.reference import ReferencePlan
 from worker.attention.registry import attention_backend
@@ -64,6 +64,21 @@ def test_gathered_equals_reference(mixture: str) -> None:
         expected = ReferencePlan(layout, AttentionKind(window)).run(q, k, v, cache)
         message = f"heads={heads} window={window} block_size={block_size}"
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=message)
+
+
+@pytest.mark.parametrize("backend", [gathered_attention, ReferencePlan])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_nothing_before_the_window_is_read(mixture: str, backend: AttentionBackend) -> None:
+    """Blocks wholly before it may hold another sequence by now; here they hold NaNs."""
+    for window, block_size in itertools.product((1, 7, 40), (4, 16)):
+        layout, q, k, v, cache = make_step(MIXTURES[mixture], HEADS[1], block_size)
+        expected = ReferencePlan(layout, AttentionKind(window)).run(q, k, v, cache)
+        for row, table in enumerate(layout.block_tables):
+            first_query = int(layout.context_lens[row] - layout.query_lens[row])
+            for block_id in table[: max(0, first_query - window + 1) // block_size]:
+                cache.k[int(block_id)] = cache.v[int(block_id)] = torch.nan
+        found = backend(layout, AttentionKind(window)).run(q, k, v, cache)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.worker.simulated_group import run_ranks
+from tests.worker.simulated_group import SimulatedGroup, run_ranks
+from worker.layers.experts import Experts, clamped_swiglu
 from worker.layers.linear import TensorOptions
-from worker.layers.moe import MoE, clamped_swiglu
+from worker.layers.moe import MoE
 from worker.layers.moe_spec import ClampedSwiGLU, MoESpec
 from worker.layers.shard import ShardedLayer
 from worker.parallel.group import SingleGroup, TPGroup
@@ -80,8 +81,12 @@ def run(spec: MoESpec, x: Tensor, tp: TPGroup) -> Tensor:
             owner: ShardedLayer = layer.get_submodule(path)  # type: ignore[assignment]
             shard = owner.shard(parameter, part)
             assert shard.full_shape == tuple(tensor.shape)
-            whole = layer.get_parameter(name)
-            target: Tensor = whole if expert is None else whole[expert]
+            target: Tensor = layer.get_parameter(name)
+            if expert is not None:
+                place = layer.experts.place_of(expert)
+                if place is None:
+                    continue
+                target = target[place]
             start = min(shard.start, tensor.shape[shard.dim])
             data = tensor.narrow(shard.dim, start, shard.num_available)
             target.narrow(shard.dim, shard.offset, shard.num_available).copy_(data)
@@ -137,16 +142,44 @@ def by_definition(spec: MoESpec, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("is_expert_parallel", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", SPECS)
-def test_mixture_equals_its_definition(name: str, size: int) -> None:
-    spec = SPECS[name]
+def test_mixture_equals_its_definition(name: str, size: int, is_expert_parallel: bool) -> None:
+    spec = replace(SPECS[name], is_expert_parallel=is_expert_parallel)
     x = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(1))
     ranks = (
         [run(spec, x, SingleGroup())] if size == 1 else run_ranks(size, lambda tp: run(spec, x, tp))
     )
     for found in ranks:
         torch.testing.assert_close(found, by_definition(spec, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_experts", [4, 5, 7])
+def test_each_expert_is_whole_on_one_rank(num_experts: int) -> None:
+    spec = replace(PLAIN, num_experts=num_experts, is_expert_parallel=True)
+    layers = run_ranks(4, lambda tp: Experts(spec, HIDDEN, "silu", tp, OPTIONS))
+    owners = [[e for e in range(num_experts) if x.place_of(e) is not None] for x in layers]
+    assert sorted(expert for own in owners for expert in own) == list(range(num_experts))
+    assert all(1 <= len(x.gate_up) == len(own) <= 2 for x, own in zip(layers, owners, strict=True))
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+@pytest.mark.parametrize("name", ["renormalized", "biases and clamps"])
+def test_grouped_kernel_equals_one_expert_after_another(name: str, rank: int | None) -> None:
+    """The path of GPUs; the operator itself also runs on CPUs."""
+    tp = SingleGroup() if rank is None else SimulatedGroup(rank, 2, None)  # type: ignore[arg-type]
+    spec = replace(SPECS[name], intermediate_size=8, is_expert_parallel=rank is not None)
+    experts = Experts(spec, 16, "silu", tp, OPTIONS)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in experts.parameters():
+        parameter.normal_(generator=generator)
+    x = torch.randn(9, 16, generator=generator)
+    ids = torch.randint(0, spec.num_experts, (9, 2), generator=generator)
+    weights = torch.rand(9, 2, generator=generator)
+    expected = experts(x, weights, ids)
+    experts._has_grouped_kernel = True
+    torch.testing.assert_close(experts(x, weights, ids), expected)
 
 
 def test_token_does_not_depend_on_its_batch() -> None:

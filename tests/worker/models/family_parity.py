@@ -20,6 +20,7 @@ from tests.worker.models.harness import (
     reference_logits,
 )
 from tests.worker.simulated_group import run_ranks
+from worker.native.decoder import NativeDecoder
 from worker.parallel.group import SingleGroup, TPGroup
 from worker.runner.model_runner import ModelRunner
 
@@ -32,16 +33,35 @@ def assert_parity(path: Path, config: Any, tp_sizes: tuple[int, ...] = (1, 2)) -
     return assert_checkpoint_parity(path, make_checkpoint(path, config), tp_sizes)
 
 
+def assert_expert_parallel_tokens(path: Path, model: Any, tp_sizes: tuple[int, ...]) -> None:
+    """Greedy tokens, with experts that are whole on a rank each."""
+    prompt = random_tokens(40, seed=11, vocab_size=model.config.vocab_size)
+    for size in tp_sizes:
+        _assert_greedy_tokens_match(model, path, prompt, size, enable_expert_parallel=True)
+
+
 def assert_checkpoint_parity(path: Path, model: Any, tp_sizes: tuple[int, ...]) -> float:
     """`model`: what transformers, or a correction of it, makes of the checkpoint at `path`."""
     vocab_size = model.config.vocab_size
-    difference = _largest_difference(model, path, vocab_size)
-    assert difference < TOLERANCE
+    differences = {
+        native: _largest_difference(model, path, vocab_size, native) for native in (True, False)
+    }
+    difference = max(differences.values())
+    assert difference < TOLERANCE, f"natively {differences[True]}, on torch {differences[False]}"
     prompt = random_tokens(40, seed=11, vocab_size=vocab_size)
     for size in tp_sizes:
         _assert_greedy_tokens_match(model, path, prompt, size)
-    TABLE.add(make_runner(path).model_config.architecture, _form(), difference, tp_sizes)
+    runner = make_runner(path)
+    architecture = runner.model_config.architecture
+    TABLE.add(architecture, _form(), difference, tp_sizes, _coverage(runner))
     return difference
+
+
+def _coverage(runner: ModelRunner) -> str:
+    """How much of the model the native kernels compute."""
+    if not isinstance(runner._model, NativeDecoder):
+        return "none"
+    return ", ".join(f"not {part}" for part in runner._model.parts_on_torch) or "all"
 
 
 def _form() -> str:
@@ -66,9 +86,10 @@ def bfloat16_similarity(path: Path, config: Any) -> float:
     return float(torch.nn.functional.cosine_similarity(logits, expected, dim=0))
 
 
-def _largest_difference(model: Any, path: Path, vocab_size: int) -> float:
-    runner = make_runner(path)
-    assert runner.memory_plan.weight_bytes == loaded_weight_bytes(runner)
+def _largest_difference(model: Any, path: Path, vocab_size: int, is_native: bool) -> float:
+    runner = make_runner(path, native_kernels=is_native)
+    if not is_native:  # packed weights are padded
+        assert runner.memory_plan.weight_bytes == loaded_weight_bytes(runner)
     assert runner.memory_plan.kv_cache_bytes == _cache_bytes(runner)
     driver = driver_for(runner)
     texts = {s: random_tokens(80 - 7 * s, seed=s, vocab_size=vocab_size) for s in range(4)}
@@ -100,11 +121,13 @@ def _largest_difference(model: Any, path: Path, vocab_size: int) -> float:
     return max(differences)
 
 
-def _assert_greedy_tokens_match(model: Any, path: Path, prompt: list[int], size: int) -> None:
+def _assert_greedy_tokens_match(
+    model: Any, path: Path, prompt: list[int], size: int, **settings: Any
+) -> None:
     """Greedy tokens are right if transformers continues the ones before each with the same."""
 
     def run(tp: TPGroup) -> list[int]:
-        return _greedy(make_runner(path, tp), prompt)
+        return _greedy(make_runner(path, tp, **settings), prompt)
 
     for tokens in [run(SingleGroup())] if size == 1 else run_ranks(size, run):
         wanted: Tensor = reference_logits(model, prompt + tokens).argmax(dim=-1)

@@ -143,7 +143,7 @@ def test_text_part_of_gemma_3_that_sees_matches_transformers(tmp_path: Path) -> 
         architectures=["Gemma3ForConditionalGeneration"],
     )
     model = make_checkpoint(tmp_path, config)
-    model.config.vocab_size = config.text_config.vocab_size
+    model.config.vocab_size = TINY["vocab_size"]
     assert_checkpoint_parity(tmp_path, model, (1, 2))
 
 

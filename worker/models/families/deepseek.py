@@ -1,7 +1,7 @@
 """DeepSeek V2 and V3 (R1): latent attention, experts in groups, some of them shared by all tokens.
 
-The two differ in how a token's experts are chosen. The published V3 is FP8-quantized and refused
-where its config is read; its bf16 conversions load.
+The two differ in how a token's experts are chosen. The published V3 is of scaled FP8, which is
+unpacked while it is loaded.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Falcon in its three forms: 7B (one KV head, one norm), 40B and 11B (grouped), RW (ALiBi)."""
 
-import torch
+import struct
 
 from worker.models.classic import (
     alibi_slopes,
@@ -41,8 +41,15 @@ def _parallel_norms(config: ModelConfig) -> int:
 
 def _slopes(config: ModelConfig) -> tuple[float, ...]:
     """Falcon adds the bias before it scales the scores, and computes it in bfloat16."""
-    rounded = torch.tensor(alibi_slopes(config.num_heads)).bfloat16().tolist()
-    return tuple(slope * config.head_dim**-0.5 for slope in rounded)
+    scale = config.head_dim**-0.5
+    return tuple(_as_bfloat16(slope) * scale for slope in alibi_slopes(config.num_heads))
+
+
+def _as_bfloat16(x: float) -> float:
+    """The nearest, of two the even one. Without torch: the memory plan reads families too."""
+    bits = int(struct.unpack("<I", struct.pack("<f", x))[0])
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return float(struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))[0])
 
 
 def build_weight_map(spec: ModelSpec) -> WeightMap:

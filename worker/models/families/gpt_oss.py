@@ -1,6 +1,6 @@
 """gpt-oss: attention sinks, a window in every other layer, biases everywhere, clamped experts.
 
-Its bf16 form; the published MXFP4 one is refused where its config is read.
+The experts of the published MXFP4 form are unpacked while they are loaded.
 """
 
 from dataclasses import replace

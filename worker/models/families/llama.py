@@ -5,8 +5,7 @@ Its functions are the base of the families that differ from it in a few fields.
 
 from collections.abc import Mapping
 
-from worker.errors import CheckpointError
-from worker.layers.activation import ACTIVATIONS
+from worker.models.base_spec import base_spec
 from worker.models.config import ModelConfig
 from worker.models.family import Family, Target, Targets, WeightMap, layer_targets
 from worker.models.rope import rope_spec
@@ -20,26 +19,15 @@ NORMS: Mapping[str, Targets] = {
 
 def build_spec(config: ModelConfig) -> ModelSpec:
     raw = config.raw
-    activation = str(raw.get("hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"{config.path}: activation {activation!r} is not supported")
     has_bias = bool(raw.get("attention_bias", False))
-    return ModelSpec(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
+    return base_spec(
+        config,
+        str(raw.get("hidden_act", "silu")),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=rope_spec(config),
-        activation=activation,
-        windows=(None,) * config.num_layers,
         qkv_bias=has_bias,
         output_bias=has_bias,
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        tied_head=bool(raw.get("tie_word_embeddings", False)),
     )
 
 

@@ -1,0 +1,464 @@
+// Attention straight from the paged KV cache, unit by unit of an AttentionPlan.
+//
+// The softmax is taken online (FlashAttention, Dao et al. 2022, algorithm 1; Rabe & Staats 2021):
+// tiles of keys are packed once for all query rows of a KV head, scores of a few rows exist at a
+// time, and sums are rescaled when a greater score comes. All in base 2: the scale carries log2(e).
+// The caller hands a plan's tasks to threads, each with scratch of its own. A cache is [num_blocks,
+// block_size, kv_heads, head_dim] for keys and likewise for values; both may be the same (MLA).
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "attention_plan.h"
+
+namespace shoal {
+
+// What a layer's attention computes, beside its tensors.
+struct AttentionTerms {
+  float scale;
+  float soft_cap;              // scores become cap * tanh(score / cap); 0: none
+  const float* alibi_slopes;   // [heads]: scores fall by slope * distance; nullptr: none
+  const float* sinks;          // [heads]: the score of one more key whose values are 0; or nullptr
+};
+
+// T: numbers of the cache, Out: of the result.
+template <class T, class Out>
+struct AttentionTensors {
+  const float* q;  // [tokens, q_stride], heads side by side
+  int64_t q_stride;
+  const T* k_cache;
+  const T* v_cache;
+  Out* out;  // [tokens, out_stride], heads side by side
+  int64_t out_stride;
+};
+
+// One thread's working memory, carved out of one allocation.
+class AttentionScratch {
+ public:
+  // For all units of the plan, whichever the thread takes.
+  static size_t num_bytes(const AttentionPlan& plan) {
+    const Sizes s(plan);
+    return 64 + sizeof(float) * (s.queries + s.keys + s.values + s.sums + s.scores + s.weights +
+                                 s.rows * (kLanes + 1));
+  }
+
+  AttentionScratch(const AttentionPlan& plan, void* memory) {
+    const Sizes s(plan);
+    const auto address = (reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64;
+    queries = reinterpret_cast<Unit*>(address);
+    keys = queries + s.queries;
+    values = keys + s.keys;
+    sums = reinterpret_cast<float*>(values + s.values);
+    scores = sums + s.sums;
+    weights = reinterpret_cast<Unit*>(scores + s.scores);
+    weight_sums = scores + s.scores + s.weights;
+    maxima = weight_sums + s.rows * kLanes;
+  }
+
+  Unit* queries;       // [rows][units of a head]
+  Unit* keys;          // [units of a head][kTileColumns]
+  Unit* values;        // [kTileKeys / numbers per unit][padded width]
+  float* sums;         // [rows][padded width]: weighed values so far
+  float* scores;       // [rows of a KV head][kTileKeys]
+  Unit* weights;       // [kTileRows][kTileKeys / numbers per unit]
+  float* weight_sums;  // [rows][kLanes], partial
+  float* maxima;       // [rows]
+
+ private:
+  struct Sizes {
+    explicit Sizes(const AttentionPlan& plan) {
+      const AttentionShape& shape = plan.shape();
+      const size_t dim = round_up(shape.head_dim, 2 * kLanes);
+      for (int i = 0; i < plan.num_tasks(); ++i) {
+        const AttentionUnit& unit = plan.unit(i);
+        const size_t some = static_cast<size_t>(unit.num_queries) * plan.group_size();
+        rows_per_head = std::max(rows_per_head, some);
+        rows = std::max(rows, some * unit.num_kv_heads);
+      }
+      rows = (rows + kLanes - 1) / kLanes * kLanes;
+      queries = rows * dim;
+      keys = kTileColumns * dim;
+      values = kTileKeys * dim;
+      sums = rows * dim;
+      scores = rows_per_head * kTileKeys;
+      weights = kTileRows * kTileKeys;
+    }
+    size_t rows = 1, rows_per_head = 1, queries, keys, values, sums, scores, weights;
+  };
+};
+
+template <class T, class Out>
+class AttentionWorker {
+  using Dot = typename DotOf<T>::type;
+  static constexpr float kLog2E = 1.44269504f;
+  static constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+  // The rows of a tile's keys and values, from the unit's first KV head on.
+  struct TileRows {
+    int num_keys;  // in whole vectors
+    const T* rows[2 * kTileKeys];  // keys, then values
+    const T* const* k() const { return rows; }
+    const T* const* v() const { return rows + num_keys; }
+  };
+
+ public:
+  AttentionWorker(const AttentionPlan& plan, const AttentionTerms& terms,
+                  const AttentionTensors<T, Out>& tensors, void* scratch)
+      : plan_(plan),
+        shape_(plan.shape()),
+        terms_(terms),
+        tensors_(tensors),
+        scratch_(plan, scratch),
+        steps_(num_units<Dot>(shape_.head_dim)),
+        width_(Dot::padded_width(shape_.head_dim)),
+        group_(plan.group_size()) {}
+
+  void run(int task) {
+    unit_ = plan_.unit(task);
+    const AttentionBatch& batch = plan_.batch();
+    table_ = batch.block_tables + static_cast<int64_t>(unit_.sequence) * batch.table_width;
+    first_position_ = batch.context_lens[unit_.sequence] - batch.query_lens[unit_.sequence] +
+                      unit_.first_query;
+    rows_per_head_ = unit_.num_queries * group_;
+    load_queries();
+    tile_keys_ = keys_per_tile();
+    // Not the tiles that are before all windows: a unit begins at a whole kTileKeys.
+    const int first_seen = first_visible(first_position_) / tile_keys_ * tile_keys_;
+    const int first_key = std::max(unit_.first_key, first_seen);
+    locate_keys(first_key, &next_);
+    for (int key = first_key; key < unit_.last_key; key += tile_keys_) {
+      tile_ = next_;
+      locate_keys(key + tile_keys_, &next_);
+      plan_fetches();
+      for (int h = 0; h < unit_.num_kv_heads; ++h) attend_tile(h, key);
+    }
+    if (unit_.piece < 0) return write_results();
+    write_records();
+    if (plan_.is_last_piece(unit_)) merge_records();
+  }
+
+ private:
+  // Rows of a unit are ordered by KV head, query token and head within the group.
+  int token(int row) const {
+    return plan_.first_token(unit_.sequence) + unit_.first_query + row % rows_per_head_ / group_;
+  }
+  int head(int row) const {
+    return (unit_.first_kv_head + row / rows_per_head_) * group_ + row % group_;
+  }
+  int num_rows() const { return unit_.num_kv_heads * rows_per_head_; }
+  int position(int row) const { return first_position_ + row % rows_per_head_ / group_; }
+
+  // With few rows most time goes into reading memory: tiles are then so small that one of them and
+  // the next, which is fetched meanwhile, leave room in a core's cache. By the layer's shape alone,
+  // so that a sequence's results do not change with the batch.
+  int keys_per_tile() const {
+    if (rows_per_head_ > kFewQueryRows) return kTileKeys;
+    const int key_bytes = 2 * shape_.num_kv_heads * shape_.head_dim * static_cast<int>(sizeof(T));
+    int num_keys = kTileKeys;
+    while (num_keys > kFewestTileKeys && num_keys * key_bytes > kTileBytes) num_keys /= 2;
+    return num_keys;
+  }
+
+  void load_queries() {
+    const int dim = shape_.head_dim;
+    for (int row = 0; row < num_rows(); ++row) {
+      const float* q = tensors_.q + token(row) * tensors_.q_stride + head(row) * dim;
+      Dot::pack_row(q, dim, scratch_.queries + static_cast<size_t>(row) * steps_);
+      scratch_.maxima[row] = kHidden;
+      store(scratch_.weight_sums + row * kLanes, zero());
+    }
+    const size_t num_sums = static_cast<size_t>(num_rows()) * width_;
+    std::memset(scratch_.sums, 0, num_sums * sizeof(float));
+  }
+
+  // Where the tile's keys and values lie. Keys beyond the last, and those before all windows, whose
+  // blocks may be another sequence's by now, are stood in for by one that is seen: their weights
+  // are zero, and its numbers are as good as any.
+  void locate_keys(int first, TileRows* tile) const {
+    const int num_keys = std::max(0, std::min(tile_keys_, unit_.last_key - first));
+    const int padded = round_up(num_keys, kLanes);
+    const int num_unseen = std::max(0, first_visible(first_position_) - first);
+    const int64_t stride = static_cast<int64_t>(shape_.num_kv_heads) * shape_.head_dim;
+    const int64_t head_offset = static_cast<int64_t>(unit_.first_kv_head) * shape_.head_dim;
+    const T** k_rows = tile->rows;
+    const T** v_rows = tile->rows + padded;
+    const int first_seen = first + num_unseen;
+    int block = first_seen / shape_.block_size, offset = first_seen % shape_.block_size;
+    for (int j = num_unseen; j < num_keys; ++j) {
+      const int64_t slot = static_cast<int64_t>(table_[block]) * shape_.block_size + offset;
+      k_rows[j] = tensors_.k_cache + slot * stride + head_offset;
+      v_rows[j] = tensors_.v_cache + slot * stride + head_offset;
+      if (++offset == shape_.block_size) {
+        offset = 0;
+        ++block;
+      }
+    }
+    if (num_unseen < num_keys) {
+      std::fill(k_rows, k_rows + num_unseen, k_rows[num_unseen]);
+      std::fill(v_rows, v_rows + num_unseen, v_rows[num_unseen]);
+    }
+    for (int j = num_keys; j < padded; ++j) {
+      k_rows[j] = k_rows[num_keys - 1];
+      v_rows[j] = v_rows[num_keys - 1];
+    }
+    tile->num_keys = padded;
+  }
+
+  // The next tile is fetched while this one is computed: half of it between squares of keys, half
+  // between rows of values if these are read where they lie.
+  void plan_fetches() {
+    const int row_size = unit_.num_kv_heads * shape_.head_dim;
+    const bool is_shared = tensors_.k_cache == tensors_.v_cache;
+    fetcher_.start(next_.rows, next_.num_keys * (is_shared ? 1 : 2), row_size);
+    const bool is_packed = rows_per_head_ > kFewQueryRows;
+    const int num_lines = fetcher_.num_lines();
+    const int square = tile_.num_keys / kLanes * ((steps_ + kLanes - 1) / kLanes);
+    const int num_squares = unit_.num_kv_heads * square;
+    const int num_steps = unit_.num_kv_heads * tile_.num_keys / Dot::kPerUnit;
+    lines_per_square_ = (num_lines / (is_packed ? 1 : 2) + num_squares - 1) / num_squares;
+    lines_per_step_ = (num_lines / 2 + num_steps - 1) / num_steps;
+  }
+
+  void attend_tile(int kv_head, int first_key) {
+    const int first_row = kv_head * rows_per_head_;
+    const ptrdiff_t offset = static_cast<ptrdiff_t>(kv_head) * shape_.head_dim;
+    const int num_panels = (rows_per_head_ + kTileRows - 1) / kTileRows;
+    const auto for_panels = [&](auto&& body) {
+      for (int i = 0; i < num_panels; ++i) {
+        const int begin = rows_per_head_ * i / num_panels;
+        const int end = rows_per_head_ * (i + 1) / num_panels;
+        const int num_keys = num_seen(first_row + end - 1, first_key);
+        if (num_keys > 0) body(first_row + begin, end - begin, num_keys);
+      }
+    };
+    for (int j = 0; j < tile_.num_keys; j += kTileColumns) {
+      pack_keys(kv_head, j);
+      for_panels([&](int row, int num_rows, int num_keys) {
+        if (j < num_keys) multiply_keys(row, num_rows, j, num_keys);
+      });
+    }
+    const bool is_packed = rows_per_head_ > kFewQueryRows;
+    if (is_packed) pack_values(offset);
+    for_panels([&](int row, int num_rows, int num_keys) {
+      float factors[kLanes];
+      weigh_scores(row, num_rows, first_key, num_keys, factors);
+      add_values(row, num_rows, num_keys, factors, is_packed, offset);
+    });
+  }
+
+  // Keys of the tile, in whole vectors, that a row sees some of.
+  int num_seen(int row, int first_key) const {
+    return std::min(tile_.num_keys, round_up(position(row) + 1 - first_key, kLanes));
+  }
+
+  void pack_keys(int kv_head, int first) {
+    const ptrdiff_t offset = static_cast<ptrdiff_t>(kv_head) * shape_.head_dim;
+    const int last = std::min(tile_.num_keys, first + kTileColumns);
+    for (int j = first; j < last; j += kLanes) {
+      Dot::pack_keys(tile_.k() + j, offset, shape_.head_dim, scratch_.keys + (j - first),
+                     [&] { fetcher_.fetch(lines_per_square_); });
+    }
+  }
+
+  void pack_values(ptrdiff_t offset) {
+    for (int j = 0; j < tile_.num_keys; j += kLanes) {
+      Unit* values = scratch_.values + static_cast<size_t>(j / Dot::kPerUnit) * width_;
+      shoal::pack_values<Dot>(tile_.v() + j, offset, shape_.head_dim, values);
+    }
+  }
+
+  // Scores of some rows with the packed keys, which are the tile's from `first` on.
+  void multiply_keys(int row, int num_rows, int first, int num_keys) {
+    Product p{};
+    p.a = scratch_.queries + static_cast<size_t>(row) * steps_;
+    p.lda = p.steps = steps_;
+    p.b = scratch_.keys;
+    p.ldb = kTileColumns;
+    p.c = scores(row) + first;
+    p.ldc = kTileKeys;
+    multiply<Dot>(num_rows, std::min(kTileVecs, (num_keys - first) / kLanes), p);
+  }
+
+  // Of a row of the KV head at hand.
+  float* scores(int row) const {
+    return scratch_.scores + static_cast<size_t>(row % rows_per_head_) * kTileKeys;
+  }
+  static constexpr int kWeightUnits = kTileKeys / Dot::kPerUnit;
+
+  // Scores become weights relative to the rows' new maxima; factors: of the rows' older sums.
+  void weigh_scores(int row, int num_rows, int first_key, int num_keys, float* factors) {
+    const float scale = terms_.scale * kLog2E;
+    const int last_key = first_key + num_keys - 1;
+    const bool is_all_seen = last_key <= position(row) &&
+                             first_visible(position(row + num_rows - 1)) <= first_key;
+    const bool is_plain = is_all_seen && terms_.soft_cap == 0 && terms_.alibi_slopes == nullptr;
+    const float factor = is_plain ? scale : 1.0f;
+    float maxima[kLanes] = {};
+    for (int r = 0; r < num_rows; ++r) {
+      float* scores = this->scores(row + r);
+      if (!is_plain) finish_scores(row + r, first_key, num_keys, scores);
+      Vec top = load(scores);
+      for (int j = kLanes; j < num_keys; j += kLanes) top = max(top, load(scores + j));
+      const float greatest = std::max(scratch_.maxima[row + r], reduce_max(top) * factor);
+      // A row that has seen nothing yet keeps weights of zero, not of NaN.
+      maxima[r] = greatest == kHidden ? 0.0f : greatest;
+      factors[r] = scratch_.maxima[row + r] - maxima[r];
+      scratch_.maxima[row + r] = greatest;
+    }
+    for (int r = num_rows; r < kLanes; ++r) factors[r] = 0.0f;
+    store(factors, exp2(load(factors)));
+    for (int r = 0; r < num_rows; ++r) {
+      weigh_row(row + r, scores(row + r), num_keys, factor, maxima[r], factors[r],
+                scratch_.weights + r * kWeightUnits);
+    }
+  }
+
+  void weigh_row(int row, const float* scores, int num_keys, float factor, float maximum,
+                 float old_factor, Unit* weights) {
+    const Vec scale = splat(factor), top = splat(maximum);
+    Vec sum = load(scratch_.weight_sums + row * kLanes) * splat(old_factor);
+    for (int j = 0; j < num_keys; j += kLanes) {
+      const Vec weight = exp2(load(scores + j) * scale - top);
+      sum = sum + weight;
+      Dot::store_units(weights, j, weight);
+    }
+    store(scratch_.weight_sums + row * kLanes, sum);
+  }
+
+  int first_visible(int position) const {
+    return shape_.window > 0 ? std::max(0, position - shape_.window + 1) : 0;
+  }
+
+  // Scale, cap, ALiBi and mask, to base 2.
+  void finish_scores(int row, int first_key, int num_keys, float* scores) const {
+    const int position = this->position(row);
+    const int num_seen = std::min(num_keys, position + 1 - first_key);
+    const int num_unseen = std::max(0, first_visible(position) - first_key);
+    const Vec end = splat(static_cast<float>(num_seen));
+    const Vec begin = splat(static_cast<float>(num_unseen));
+    const float slope = terms_.alibi_slopes ? terms_.alibi_slopes[head(row)] * kLog2E : 0.0f;
+    const float distance = static_cast<float>(position - first_key);
+    const Vec is_hidden = splat(kHidden);
+    for (int j = 0; j < num_keys; j += kLanes) {
+      const Vec column = lane_numbers() + splat(static_cast<float>(j));
+      Vec x = load(scores + j) * splat(terms_.scale);
+      if (terms_.soft_cap != 0) {
+        x = splat(terms_.soft_cap) * tanh(x * splat(1.0f / terms_.soft_cap));
+      }
+      x = fma(x, splat(kLog2E), (column - splat(distance)) * splat(slope));
+      x = select(less(column, end), x, is_hidden);
+      store(scores + j, select(less(column, begin), is_hidden, x));
+    }
+  }
+
+  void add_values(int row, int num_rows, int num_keys, const float* factors, bool is_packed,
+                  ptrdiff_t offset) {
+    Product p{};
+    p.a = scratch_.weights;
+    p.lda = kWeightUnits;
+    p.ldb = p.ldc = width_;
+    p.steps = num_keys / Dot::kPerUnit;
+    p.row_factors = factors;
+    const int num_vecs = width_ / kLanes, num_parts = (num_vecs + kTileVecs - 1) / kTileVecs;
+    const int num_groups = num_vecs / Dot::kVecGroup;
+    for (int part = 0; part < num_parts; ++part) {
+      const int begin = num_groups * part / num_parts * Dot::kVecGroup;
+      const int end = num_groups * (part + 1) / num_parts * Dot::kVecGroup;
+      p.b = scratch_.values + begin * kLanes;
+      p.c = scratch_.sums + static_cast<size_t>(row) * width_ + begin * kLanes;
+      if (is_packed) {
+        multiply<Dot>(num_rows, end - begin, p);
+      } else {
+        multiply<Dot>(num_rows, end - begin, p,
+                      ValueRows<T>{tile_.v(), offset, begin * kLanes, shape_.head_dim, &fetcher_,
+                                   lines_per_step_});
+      }
+    }
+  }
+
+  float weight_sum(int row) const { return reduce_add(load(scratch_.weight_sums + row * kLanes)); }
+
+  void write_results() {
+    for (int row = 0; row < num_rows(); ++row) {
+      write_result(row, scratch_.sums + static_cast<size_t>(row) * width_, scratch_.maxima[row],
+                   weight_sum(row));
+    }
+  }
+
+  void write_result(int row, const float* sums, float maximum, float weight_sum) {
+    float factor = 1.0f;
+    if (terms_.sinks != nullptr) {
+      const float sink = terms_.sinks[head(row)] * kLog2E;
+      const float top = std::max(maximum, sink);
+      factor = std::exp2(maximum - top);
+      weight_sum = weight_sum * factor + std::exp2(sink - top);
+    }
+    Out* out = tensors_.out + token(row) * tensors_.out_stride + head(row) * shape_.head_dim;
+    Dot::store_row(sums, factor / weight_sum, shape_.head_dim, out);
+  }
+
+  float* record(int piece, int row) const {
+    const AttentionMerge& merge = plan_.merge(unit_.sequence);
+    const int query = row % rows_per_head_ / group_;
+    const int64_t index =
+        (static_cast<int64_t>(piece) * unit_.num_queries + query) * shape_.num_heads + head(row);
+    return plan_.record(merge.first_record + index);
+  }
+
+  void write_records() {
+    for (int row = 0; row < num_rows(); ++row) {
+      float* record = this->record(unit_.piece, row);
+      const float* sums = scratch_.sums + static_cast<size_t>(row) * width_;
+      std::memcpy(record, sums, width_ * sizeof(float));
+      float* ends = record + plan_.record_size() - 2;
+      ends[0] = scratch_.maxima[row];
+      ends[1] = weight_sum(row);
+    }
+  }
+
+  void merge_records() {
+    for (int row = 0; row < num_rows(); ++row) merge_row(row);
+  }
+
+  void merge_row(int row) {
+    const int num_pieces = plan_.merge(unit_.sequence).num_pieces;
+    float factors[kMaxPieces];
+    float top = kHidden, weight_sum = 0.0f;
+    for (int i = 0; i < num_pieces; ++i) {
+      top = std::max(top, record(i, row)[plan_.record_size() - 2]);
+    }
+    for (int i = 0; i < num_pieces; ++i) {
+      const float* ends = record(i, row) + plan_.record_size() - 2;
+      factors[i] = std::exp2(ends[0] - top);
+      weight_sum += factors[i] * ends[1];
+    }
+    float* sums = scratch_.sums;
+    for (int d = 0; d < width_; d += kLanes) {
+      Vec sum = zero();
+      for (int i = 0; i < num_pieces; ++i) {
+        sum = fma(splat(factors[i]), load(record(i, row) + d), sum);
+      }
+      store(sums + d, sum);
+    }
+    write_result(row, sums, top, weight_sum);
+  }
+
+  const AttentionPlan& plan_;
+  const AttentionShape& shape_;
+  const AttentionTerms terms_;
+  const AttentionTensors<T, Out> tensors_;
+  AttentionScratch scratch_;
+  const int steps_, width_, group_;
+  AttentionUnit unit_{};
+  const int32_t* table_ = nullptr;
+  int first_position_ = 0;
+  int rows_per_head_ = 0;
+  int tile_keys_ = kTileKeys;
+  TileRows tile_{}, next_{};
+  LineFetcher fetcher_;
+  int lines_per_square_ = 0, lines_per_step_ = 0;
+};
+
+}  // namespace shoal
