@@ -25,45 +25,51 @@ _sym_db = _symbol_database.Default()
 from protos import common_pb2 as protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/scheduler.proto\x12\x08shoal.v1\x1a\x13protos/common.proto\"k\n\x0cPlaceCommand\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x16.shoal.v1.PlaceRequestH\x00\x12\'\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x15.shoal.v1.CancelPlaceH\x00\x42\t\n\x07\x63ommand\"\xe4\x01\n\x0cPlaceRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\x12\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x16\n\ttimeout_s\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_replicas\x18\n \x03(\tB\x0c\n\n_timeout_s\"\x19\n\x0b\x43\x61ncelPlace\x12\n\n\x02id\x18\x01 \x01(\x04\"p\n\nPlaceReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\tplacement\x18\x02 \x01(\x0b\x32\x13.shoal.v1.PlacementH\x00\x12\"\n\x07refusal\x18\x03 \x01(\x0b\x32\x0f.shoal.v1.ErrorH\x00\x42\x08\n\x06result\"k\n\tPlacement\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x19\n\x11num_cached_blocks\x18\x04 \x01(\r\x12\x0f\n\x07queue_s\x18\x05 \x01(\x01\")\n\x13WatchClusterRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"c\n\x0f\x43lusterSnapshot\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12)\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x14.shoal.v1.Deployment\"\x87\x01\n\nDeployment\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.shoal.v1.ModelCard\x12\x1c\n\x14num_desired_replicas\x18\x02 \x01(\r\x12#\n\x08replicas\x18\x03 \x03(\x0b\x32\x11.shoal.v1.Replica\x12\x12\n\nnum_queued\x18\x04 \x01(\r\"\xb0\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.shoal.v1.ReplicaState\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12#\n\x04load\x18\x06 \x01(\x0b\x32\x15.shoal.v1.ReplicaLoad\x12\x14\n\x0creport_age_s\x18\x07 \x01(\x01\"\xa1\x01\n\x0bReplicaLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x16\n\x0e\x62\x61\x63klog_tokens\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\"!\n\x0fGetModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"B\n\x0eModelFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0clast_of_file\x18\x03 \x01(\x08\"\x82\x02\n\rReplicaReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12#\n\x04load\x18\x05 \x01(\x0b\x32\x15.shoal.v1.ReplicaLoad\x12\x15\n\rstored_blocks\x18\x06 \x01(\x0c\x12\x16\n\x0eremoved_blocks\x18\x07 \x01(\x0c\x12\x1c\n\x14\x61\x64mitted_request_ids\x18\x08 \x03(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12*\n\x08\x63ounters\x18\n \x01(\x0b\x32\x18.shoal.v1.EngineCounters\"\x86\x02\n\x0e\x45ngineCounters\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11generation_tokens\x18\x02 \x01(\x04\x12\x1c\n\x14prefix_cache_queries\x18\x03 \x01(\x04\x12\x19\n\x11prefix_cache_hits\x18\x04 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x05 \x01(\x04\x12\x15\n\rfinished_stop\x18\x06 \x01(\x04\x12\x17\n\x0f\x66inished_length\x18\x07 \x01(\x04\x12\x16\n\x0e\x66inished_abort\x18\x08 \x01(\x04\x12\x16\n\x0e\x66inished_error\x18\t \x01(\x04\x12\x14\n\x0cstep_seconds\x18\n \x01(\x01\"0\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tneed_full\x18\x02 \x01(\x08*\xae\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_HUNG\x10\x04\x12\x16\n\x12REPLICA_STATE_DEAD\x10\x05\x32\x91\x02\n\tScheduler\x12\x39\n\x05Place\x12\x16.shoal.v1.PlaceCommand\x1a\x14.shoal.v1.PlaceReply(\x01\x30\x01\x12J\n\x0cWatchCluster\x12\x1d.shoal.v1.WatchClusterRequest\x1a\x19.shoal.v1.ClusterSnapshot0\x01\x12\x41\n\x08GetModel\x12\x19.shoal.v1.GetModelRequest\x1a\x18.shoal.v1.ModelFileChunk0\x01\x12:\n\x06Report\x12\x17.shoal.v1.ReplicaReport\x1a\x13.shoal.v1.ReportAck(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/scheduler.proto\x12\x08shoal.v1\x1a\x13protos/common.proto\"\x96\x01\n\x0cPlaceCommand\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x16.shoal.v1.PlaceRequestH\x00\x12\'\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x15.shoal.v1.CancelPlaceH\x00\x12)\n\x06places\x18\x03 \x01(\x0b\x32\x17.shoal.v1.PlaceRequestsH\x00\x42\t\n\x07\x63ommand\"7\n\rPlaceRequests\x12&\n\x06places\x18\x01 \x03(\x0b\x32\x16.shoal.v1.PlaceRequest\"\xe4\x01\n\x0cPlaceRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\x12\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x16\n\ttimeout_s\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_replicas\x18\n \x03(\tB\x0c\n\n_timeout_s\"\x19\n\x0b\x43\x61ncelPlace\x12\n\n\x02id\x18\x01 \x01(\x04\"p\n\nPlaceReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\tplacement\x18\x02 \x01(\x0b\x32\x13.shoal.v1.PlacementH\x00\x12\"\n\x07refusal\x18\x03 \x01(\x0b\x32\x0f.shoal.v1.ErrorH\x00\x42\x08\n\x06result\"k\n\tPlacement\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x19\n\x11num_cached_blocks\x18\x04 \x01(\r\x12\x0f\n\x07queue_s\x18\x05 \x01(\x01\")\n\x13WatchClusterRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"c\n\x0f\x43lusterSnapshot\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12)\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x14.shoal.v1.Deployment\"\x87\x01\n\nDeployment\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.shoal.v1.ModelCard\x12\x1c\n\x14num_desired_replicas\x18\x02 \x01(\r\x12#\n\x08replicas\x18\x03 \x03(\x0b\x32\x11.shoal.v1.Replica\x12\x12\n\nnum_queued\x18\x04 \x01(\r\"\xb0\x01\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.shoal.v1.ReplicaState\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12#\n\x04load\x18\x06 \x01(\x0b\x32\x15.shoal.v1.ReplicaLoad\x12\x14\n\x0creport_age_s\x18\x07 \x01(\x01\"\xa1\x01\n\x0bReplicaLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x16\n\x0e\x62\x61\x63klog_tokens\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\"!\n\x0fGetModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x13\n\x11GetMetricsRequest\"!\n\x0bMetricsText\x12\x12\n\nexposition\x18\x01 \x01(\x0c\"B\n\x0eModelFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0clast_of_file\x18\x03 \x01(\x08\"\x82\x02\n\rReplicaReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12#\n\x04load\x18\x05 \x01(\x0b\x32\x15.shoal.v1.ReplicaLoad\x12\x15\n\rstored_blocks\x18\x06 \x01(\x0c\x12\x16\n\x0eremoved_blocks\x18\x07 \x01(\x0c\x12\x1c\n\x14\x61\x64mitted_request_ids\x18\x08 \x03(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12*\n\x08\x63ounters\x18\n \x01(\x0b\x32\x18.shoal.v1.EngineCounters\"\xf3\x02\n\x0e\x45ngineCounters\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x19\n\x11generation_tokens\x18\x02 \x01(\x04\x12\x1c\n\x14prefix_cache_queries\x18\x03 \x01(\x04\x12\x19\n\x11prefix_cache_hits\x18\x04 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x05 \x01(\x04\x12\x15\n\rfinished_stop\x18\x06 \x01(\x04\x12\x17\n\x0f\x66inished_length\x18\x07 \x01(\x04\x12\x16\n\x0e\x66inished_abort\x18\x08 \x01(\x04\x12\x16\n\x0e\x66inished_error\x18\t \x01(\x04\x12\x14\n\x0cstep_seconds\x18\n \x01(\x01\x12\x0e\n\x06\x64rafts\x18\x0b \x01(\x04\x12\x14\n\x0c\x64raft_tokens\x18\x0c \x01(\x04\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\r \x01(\x04\x12\x13\n\x0bstep_tokens\x18\x14 \x01(\x04\x12\x17\n\x0fsteps_by_tokens\x18\x15 \x03(\x04\"0\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tneed_full\x18\x02 \x01(\x08*\xae\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_HUNG\x10\x04\x12\x16\n\x12REPLICA_STATE_DEAD\x10\x05\x32\xd3\x02\n\tScheduler\x12\x39\n\x05Place\x12\x16.shoal.v1.PlaceCommand\x1a\x14.shoal.v1.PlaceReply(\x01\x30\x01\x12J\n\x0cWatchCluster\x12\x1d.shoal.v1.WatchClusterRequest\x1a\x19.shoal.v1.ClusterSnapshot0\x01\x12\x41\n\x08GetModel\x12\x19.shoal.v1.GetModelRequest\x1a\x18.shoal.v1.ModelFileChunk0\x01\x12@\n\nGetMetrics\x12\x1b.shoal.v1.GetMetricsRequest\x1a\x15.shoal.v1.MetricsText\x12:\n\x06Report\x12\x17.shoal.v1.ReplicaReport\x1a\x13.shoal.v1.ReportAck(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=1952
-  _globals['_REPLICASTATE']._serialized_end=2126
-  _globals['_PLACECOMMAND']._serialized_start=57
-  _globals['_PLACECOMMAND']._serialized_end=164
-  _globals['_PLACEREQUEST']._serialized_start=167
-  _globals['_PLACEREQUEST']._serialized_end=395
-  _globals['_CANCELPLACE']._serialized_start=397
-  _globals['_CANCELPLACE']._serialized_end=422
-  _globals['_PLACEREPLY']._serialized_start=424
-  _globals['_PLACEREPLY']._serialized_end=536
-  _globals['_PLACEMENT']._serialized_start=538
-  _globals['_PLACEMENT']._serialized_end=645
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=647
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=688
-  _globals['_CLUSTERSNAPSHOT']._serialized_start=690
-  _globals['_CLUSTERSNAPSHOT']._serialized_end=789
-  _globals['_DEPLOYMENT']._serialized_start=792
-  _globals['_DEPLOYMENT']._serialized_end=927
-  _globals['_REPLICA']._serialized_start=930
-  _globals['_REPLICA']._serialized_end=1106
-  _globals['_REPLICALOAD']._serialized_start=1109
-  _globals['_REPLICALOAD']._serialized_end=1270
-  _globals['_GETMODELREQUEST']._serialized_start=1272
-  _globals['_GETMODELREQUEST']._serialized_end=1305
-  _globals['_MODELFILECHUNK']._serialized_start=1307
-  _globals['_MODELFILECHUNK']._serialized_end=1373
-  _globals['_REPLICAREPORT']._serialized_start=1376
-  _globals['_REPLICAREPORT']._serialized_end=1634
-  _globals['_ENGINECOUNTERS']._serialized_start=1637
-  _globals['_ENGINECOUNTERS']._serialized_end=1899
-  _globals['_REPORTACK']._serialized_start=1901
-  _globals['_REPORTACK']._serialized_end=1949
-  _globals['_SCHEDULER']._serialized_start=2129
-  _globals['_SCHEDULER']._serialized_end=2402
+  _globals['_REPLICASTATE']._serialized_start=2218
+  _globals['_REPLICASTATE']._serialized_end=2392
+  _globals['_PLACECOMMAND']._serialized_start=58
+  _globals['_PLACECOMMAND']._serialized_end=208
+  _globals['_PLACEREQUESTS']._serialized_start=210
+  _globals['_PLACEREQUESTS']._serialized_end=265
+  _globals['_PLACEREQUEST']._serialized_start=268
+  _globals['_PLACEREQUEST']._serialized_end=496
+  _globals['_CANCELPLACE']._serialized_start=498
+  _globals['_CANCELPLACE']._serialized_end=523
+  _globals['_PLACEREPLY']._serialized_start=525
+  _globals['_PLACEREPLY']._serialized_end=637
+  _globals['_PLACEMENT']._serialized_start=639
+  _globals['_PLACEMENT']._serialized_end=746
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=748
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=789
+  _globals['_CLUSTERSNAPSHOT']._serialized_start=791
+  _globals['_CLUSTERSNAPSHOT']._serialized_end=890
+  _globals['_DEPLOYMENT']._serialized_start=893
+  _globals['_DEPLOYMENT']._serialized_end=1028
+  _globals['_REPLICA']._serialized_start=1031
+  _globals['_REPLICA']._serialized_end=1207
+  _globals['_REPLICALOAD']._serialized_start=1210
+  _globals['_REPLICALOAD']._serialized_end=1371
+  _globals['_GETMODELREQUEST']._serialized_start=1373
+  _globals['_GETMODELREQUEST']._serialized_end=1406
+  _globals['_GETMETRICSREQUEST']._serialized_start=1408
+  _globals['_GETMETRICSREQUEST']._serialized_end=1427
+  _globals['_METRICSTEXT']._serialized_start=1429
+  _globals['_METRICSTEXT']._serialized_end=1462
+  _globals['_MODELFILECHUNK']._serialized_start=1464
+  _globals['_MODELFILECHUNK']._serialized_end=1530
+  _globals['_REPLICAREPORT']._serialized_start=1533
+  _globals['_REPLICAREPORT']._serialized_end=1791
+  _globals['_ENGINECOUNTERS']._serialized_start=1794
+  _globals['_ENGINECOUNTERS']._serialized_end=2165
+  _globals['_REPORTACK']._serialized_start=2167
+  _globals['_REPORTACK']._serialized_end=2215
+  _globals['_SCHEDULER']._serialized_start=2395
+  _globals['_SCHEDULER']._serialized_end=2734
 # @@protoc_insertion_point(module_scope)

@@ -51,25 +51,51 @@ class PlaceCommand(_message.Message):
 
     PLACE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def place(self) -> Global___PlaceRequest: ...
     @_builtins.property
     def cancel(self) -> Global___CancelPlace: ...
+    @_builtins.property
+    def places(self) -> Global___PlaceRequests: ...
     def __init__(
         self,
         *,
         place: Global___PlaceRequest | None = ...,
         cancel: Global___CancelPlace | None = ...,
+        places: Global___PlaceRequests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "place", b"place"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "place", b"place", "places", b"places"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "place", b"place", "places", b"places"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["place", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["place", "cancel", "places"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___PlaceCommand: _TypeAlias = PlaceCommand  # noqa: Y015
+
+@_typing.final
+class PlaceRequests(_message.Message):
+    """Questions that came together, each with a reply of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlaceRequest]: ...
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___PlaceRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceRequests: _TypeAlias = PlaceRequests  # noqa: Y015
 
 @_typing.final
 class PlaceRequest(_message.Message):
@@ -383,6 +409,40 @@ class GetModelRequest(_message.Message):
 Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
+class GetMetricsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricsRequest: _TypeAlias = GetMetricsRequest  # noqa: Y015
+
+@_typing.final
+class MetricsText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPOSITION_FIELD_NUMBER: _builtins.int
+    exposition: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        exposition: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exposition", b"exposition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricsText: _TypeAlias = MetricsText  # noqa: Y015
+
+@_typing.final
 class ModelFileChunk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -478,6 +538,11 @@ class EngineCounters(_message.Message):
     FINISHED_ABORT_FIELD_NUMBER: _builtins.int
     FINISHED_ERROR_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    DRAFTS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    STEPS_BY_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     generation_tokens: _builtins.int
     prefix_cache_queries: _builtins.int
@@ -491,6 +556,18 @@ class EngineCounters(_message.Message):
     finished_error: _builtins.int
     step_seconds: _builtins.float
     """time inside steps"""
+    drafts: _builtins.int
+    """sequences in steps that carried guesses"""
+    draft_tokens: _builtins.int
+    """guesses verified"""
+    accepted_tokens: _builtins.int
+    """and right"""
+    step_tokens: _builtins.int
+    """computed in all steps"""
+    @_builtins.property
+    def steps_by_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """steps within each of worker/report.py's bounds, then those above"""
+
     def __init__(
         self,
         *,
@@ -504,10 +581,15 @@ class EngineCounters(_message.Message):
         finished_abort: _builtins.int = ...,
         finished_error: _builtins.int = ...,
         step_seconds: _builtins.float = ...,
+        drafts: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
+        step_tokens: _builtins.int = ...,
+        steps_by_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_abort", b"finished_abort", "finished_error", b"finished_error", "finished_length", b"finished_length", "finished_stop", b"finished_stop", "generation_tokens", b"generation_tokens", "preemptions", b"preemptions", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "prompt_tokens", b"prompt_tokens", "step_seconds", b"step_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_tokens", b"draft_tokens", "drafts", b"drafts", "finished_abort", b"finished_abort", "finished_error", b"finished_error", "finished_length", b"finished_length", "finished_stop", b"finished_stop", "generation_tokens", b"generation_tokens", "preemptions", b"preemptions", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "prompt_tokens", b"prompt_tokens", "step_seconds", b"step_seconds", "step_tokens", b"step_tokens", "steps_by_tokens", b"steps_by_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

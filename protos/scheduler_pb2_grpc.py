@@ -49,6 +49,11 @@ class SchedulerStub:
                 request_serializer=protos_dot_scheduler__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=protos_dot_scheduler__pb2.ModelFileChunk.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/shoal.v1.Scheduler/GetMetrics',
+                request_serializer=protos_dot_scheduler__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler__pb2.MetricsText.FromString,
+                _registered_method=True)
         self.Report = channel.stream_stream(
                 '/shoal.v1.Scheduler/Report',
                 request_serializer=protos_dot_scheduler__pb2.ReplicaReport.SerializeToString,
@@ -80,6 +85,13 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """The control plane's metrics in Prometheus' text format: a gateway shows them behind its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Report(self, request_iterator, context):
         """A leader's standing stream of reports; the acknowledgement asks for a full report after a restart or a gap.
         """
@@ -104,6 +116,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=protos_dot_scheduler__pb2.GetModelRequest.FromString,
                     response_serializer=protos_dot_scheduler__pb2.ModelFileChunk.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=protos_dot_scheduler__pb2.GetMetricsRequest.FromString,
+                    response_serializer=protos_dot_scheduler__pb2.MetricsText.SerializeToString,
             ),
             'Report': grpc.stream_stream_rpc_method_handler(
                     servicer.Report,
@@ -192,6 +209,33 @@ class Scheduler:
             '/shoal.v1.Scheduler/GetModel',
             protos_dot_scheduler__pb2.GetModelRequest.SerializeToString,
             protos_dot_scheduler__pb2.ModelFileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Scheduler/GetMetrics',
+            protos_dot_scheduler__pb2.GetMetricsRequest.SerializeToString,
+            protos_dot_scheduler__pb2.MetricsText.FromString,
             options,
             channel_credentials,
             insecure,

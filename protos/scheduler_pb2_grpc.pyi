@@ -37,6 +37,8 @@ class SchedulerStub:
     """The whole cluster at once, then again at each change and at least every second."""
     GetModel: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.GetModelRequest, _scheduler_pb2.ModelFileChunk]
     """The text side of a model (tokenizer, chat template, generation defaults), file by file in chunks."""
+    GetMetrics: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetMetricsRequest, _scheduler_pb2.MetricsText]
+    """The control plane's metrics in Prometheus' text format: a gateway shows them behind its own."""
     Report: _grpc.StreamStreamMultiCallable[_scheduler_pb2.ReplicaReport, _scheduler_pb2.ReportAck]
     """A leader's standing stream of reports; the acknowledgement asks for a full report after a restart or a gap."""
 
@@ -49,6 +51,8 @@ class SchedulerAsyncStub(SchedulerStub):
     """The whole cluster at once, then again at each change and at least every second."""
     GetModel: _aio.UnaryStreamMultiCallable[_scheduler_pb2.GetModelRequest, _scheduler_pb2.ModelFileChunk]  # type: ignore[assignment]
     """The text side of a model (tokenizer, chat template, generation defaults), file by file in chunks."""
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetMetricsRequest, _scheduler_pb2.MetricsText]  # type: ignore[assignment]
+    """The control plane's metrics in Prometheus' text format: a gateway shows them behind its own."""
     Report: _aio.StreamStreamMultiCallable[_scheduler_pb2.ReplicaReport, _scheduler_pb2.ReportAck]  # type: ignore[assignment]
     """A leader's standing stream of reports; the acknowledgement asks for a full report after a restart or a gap."""
 
@@ -76,6 +80,14 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.ModelFileChunk], _abc.AsyncIterator[_scheduler_pb2.ModelFileChunk]]:
         """The text side of a model (tokenizer, chat template, generation defaults), file by file in chunks."""
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _scheduler_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.MetricsText, _abc.Awaitable[_scheduler_pb2.MetricsText]]:
+        """The control plane's metrics in Prometheus' text format: a gateway shows them behind its own."""
 
     @_abc_1.abstractmethod
     def Report(

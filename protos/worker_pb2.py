@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import common_pb2 as protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/worker.proto\x12\x08shoal.v1\x1a\x13protos/common.proto\"\x82\x01\n\rWorkerCommand\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.HelloH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.shoal.v1.SubmitH\x00\x12 \n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x0f.shoal.v1.AbortH\x00\x42\t\n\x07\x63ommand\"*\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\xfe\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.shoal.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x12\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x13\n\x0btraceparent\x18\n \x01(\tB\x0c\n\n_timeout_s\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\x8d\x01\n\x0bWorkerEvent\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.shoal.v1.WelcomeH\x00\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x15.shoal.v1.StepOutputsH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.shoal.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"-\n\x07Welcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.shoal.v1.WorkerInfo\"V\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\r\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"i\n\x0bStepOutputs\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.shoal.v1.RequestOutput\"\x9f\x02\n\rRequestOutput\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.shoal.v1.FinishReason\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.shoal.v1.TokenLogprobs\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.shoal.v1.TokenLogprobs\x12%\n\x06timing\x18\x06 \x01(\x0b\x32\x10.shoal.v1.TimingH\x00\x88\x01\x01\x12#\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.shoal.v1.ErrorH\x01\x88\x01\x01\x42\t\n\x07_timingB\x08\n\x06_error\"r\n\x06Timing\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\r\"\x10\n\x0eGetInfoRequest\"\xfa\x01\n\nWorkerInfo\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\"\n\x05model\x18\x04 \x01(\x0b\x32\x13.shoal.v1.ModelCard\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\t \x01(\r\x12\r\n\x05steps\x18\n \x01(\x04\x12\x13\n\x0bnum_running\x18\x0b \x01(\r\x12\x13\n\x0bnum_waiting\x18\x0c \x01(\r2\x82\x01\n\x06Worker\x12=\n\x07\x43onnect\x12\x17.shoal.v1.WorkerCommand\x1a\x15.shoal.v1.WorkerEvent(\x01\x30\x01\x12\x39\n\x07GetInfo\x12\x18.shoal.v1.GetInfoRequest\x1a\x14.shoal.v1.WorkerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/worker.proto\x12\x08shoal.v1\x1a\x13protos/common.proto\"\xa8\x01\n\rWorkerCommand\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.HelloH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.shoal.v1.SubmitH\x00\x12 \n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x0f.shoal.v1.AbortH\x00\x12$\n\x07submits\x18\x04 \x01(\x0b\x32\x11.shoal.v1.SubmitsH\x00\x42\t\n\x07\x63ommand\",\n\x07Submits\x12!\n\x07submits\x18\x01 \x03(\x0b\x32\x10.shoal.v1.Submit\"*\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\xfe\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.shoal.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x12\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x13\n\x0btraceparent\x18\n \x01(\tB\x0c\n\n_timeout_s\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\x8d\x01\n\x0bWorkerEvent\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.shoal.v1.WelcomeH\x00\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x15.shoal.v1.StepOutputsH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.shoal.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"-\n\x07Welcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.shoal.v1.WorkerInfo\"V\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\r\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"i\n\x0bStepOutputs\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.shoal.v1.RequestOutput\"\x9f\x02\n\rRequestOutput\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.shoal.v1.FinishReason\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.shoal.v1.TokenLogprobs\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.shoal.v1.TokenLogprobs\x12%\n\x06timing\x18\x06 \x01(\x0b\x32\x10.shoal.v1.TimingH\x00\x88\x01\x01\x12#\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.shoal.v1.ErrorH\x01\x88\x01\x01\x42\t\n\x07_timingB\x08\n\x06_error\"r\n\x06Timing\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tprefill_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\r\"\x10\n\x0eGetInfoRequest\"\xfa\x01\n\nWorkerInfo\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\"\n\x05model\x18\x04 \x01(\x0b\x32\x13.shoal.v1.ModelCard\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\t \x01(\r\x12\r\n\x05steps\x18\n \x01(\x04\x12\x13\n\x0bnum_running\x18\x0b \x01(\r\x12\x13\n\x0bnum_waiting\x18\x0c \x01(\r2\x82\x01\n\x06Worker\x12=\n\x07\x43onnect\x12\x17.shoal.v1.WorkerCommand\x1a\x15.shoal.v1.WorkerEvent(\x01\x30\x01\x12\x39\n\x07GetInfo\x12\x18.shoal.v1.GetInfoRequest\x1a\x14.shoal.v1.WorkerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,29 +33,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.worker_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERCOMMAND']._serialized_start=55
-  _globals['_WORKERCOMMAND']._serialized_end=185
-  _globals['_HELLO']._serialized_start=187
-  _globals['_HELLO']._serialized_end=229
-  _globals['_SUBMIT']._serialized_start=232
-  _globals['_SUBMIT']._serialized_end=486
-  _globals['_ABORT']._serialized_start=488
-  _globals['_ABORT']._serialized_end=512
-  _globals['_WORKEREVENT']._serialized_start=515
-  _globals['_WORKEREVENT']._serialized_end=656
-  _globals['_WELCOME']._serialized_start=658
-  _globals['_WELCOME']._serialized_end=703
-  _globals['_HEARTBEAT']._serialized_start=705
-  _globals['_HEARTBEAT']._serialized_end=791
-  _globals['_STEPOUTPUTS']._serialized_start=793
-  _globals['_STEPOUTPUTS']._serialized_end=898
-  _globals['_REQUESTOUTPUT']._serialized_start=901
-  _globals['_REQUESTOUTPUT']._serialized_end=1188
-  _globals['_TIMING']._serialized_start=1190
-  _globals['_TIMING']._serialized_end=1304
-  _globals['_GETINFOREQUEST']._serialized_start=1306
-  _globals['_GETINFOREQUEST']._serialized_end=1322
-  _globals['_WORKERINFO']._serialized_start=1325
-  _globals['_WORKERINFO']._serialized_end=1575
-  _globals['_WORKER']._serialized_start=1578
-  _globals['_WORKER']._serialized_end=1708
+  _globals['_WORKERCOMMAND']._serialized_end=223
+  _globals['_SUBMITS']._serialized_start=225
+  _globals['_SUBMITS']._serialized_end=269
+  _globals['_HELLO']._serialized_start=271
+  _globals['_HELLO']._serialized_end=313
+  _globals['_SUBMIT']._serialized_start=316
+  _globals['_SUBMIT']._serialized_end=570
+  _globals['_ABORT']._serialized_start=572
+  _globals['_ABORT']._serialized_end=596
+  _globals['_WORKEREVENT']._serialized_start=599
+  _globals['_WORKEREVENT']._serialized_end=740
+  _globals['_WELCOME']._serialized_start=742
+  _globals['_WELCOME']._serialized_end=787
+  _globals['_HEARTBEAT']._serialized_start=789
+  _globals['_HEARTBEAT']._serialized_end=875
+  _globals['_STEPOUTPUTS']._serialized_start=877
+  _globals['_STEPOUTPUTS']._serialized_end=982
+  _globals['_REQUESTOUTPUT']._serialized_start=985
+  _globals['_REQUESTOUTPUT']._serialized_end=1272
+  _globals['_TIMING']._serialized_start=1274
+  _globals['_TIMING']._serialized_end=1388
+  _globals['_GETINFOREQUEST']._serialized_start=1390
+  _globals['_GETINFOREQUEST']._serialized_end=1406
+  _globals['_WORKERINFO']._serialized_start=1409
+  _globals['_WORKERINFO']._serialized_end=1659
+  _globals['_WORKER']._serialized_start=1662
+  _globals['_WORKER']._serialized_end=1792
 # @@protoc_insertion_point(module_scope)

@@ -20,20 +20,34 @@ from worker.engine.step import (
     TokenLogprobs,
 )
 
+REFRAIN = 23  # places after which a repetitive model takes up something new
 
-def next_token(context: list[int], vocab_size: int, seed: int = 0) -> int:
-    """The successor of `context`: what every correct engine must produce."""
+
+def next_token(
+    context: list[int], vocab_size: int, seed: int = 0, memory: int | None = None
+) -> int:
+    """The successor of `context`: what every correct engine must produce.
+
+    With `memory` it depends on that many last tokens only, and on the part of the text: such a
+    model falls into repetitions, and leaves them again.
+    """
+    if memory is not None:
+        context = [*context[-memory:], len(context) // REFRAIN]
     return crc32(array("I", context).tobytes(), seed & 0xFFFFFFFF) % vocab_size
 
 
 def generate_alone(
-    prompt: list[int], sampling: SamplingParams, vocab_size: int, max_total_tokens: int
+    prompt: list[int],
+    sampling: SamplingParams,
+    vocab_size: int,
+    max_total_tokens: int,
+    memory: int | None = None,
 ) -> list[int]:
     """The output tokens of a request that has the engine for itself, by definition."""
     tokens, stop_ids = list(prompt), set(sampling.stop_token_ids)
     limit = min(len(prompt) + sampling.max_tokens, max_total_tokens)
     while len(tokens) < limit:
-        token = next_token(tokens, vocab_size, sampling.seed)
+        token = next_token(tokens, vocab_size, sampling.seed, memory)
         tokens.append(token)
         if token in stop_ids and len(tokens) - len(prompt) > sampling.min_tokens:
             break
@@ -48,6 +62,8 @@ class _Slot:
     num_prompt_logprobs_done: int
     block_ids: list[int] = field(default_factory=list)
     num_computed: int | None = None  # None: not scheduled yet
+    drafts: list[int] = field(default_factory=list)  # of this step
+    late_at: int = -1  # tokens it had when it last got none
 
 
 class FakeExecutor:
@@ -63,6 +79,8 @@ class FakeExecutor:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 1 << 30,
         is_checking: bool = True,
+        window: int | None = None,
+        memory: int | None = None,
     ) -> None:
         self.plans: list[StepPlan] = []
         self.computed_tokens = 0
@@ -73,6 +91,8 @@ class FakeExecutor:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._is_checking = is_checking
+        self._window = window  # tokens that one sees, itself included; what is before may be gone
+        self._memory_len = memory  # of the model: see next_token
         self._slots: dict[int, _Slot] = {}
         self._memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
 
@@ -125,8 +145,10 @@ class FakeExecutor:
             self._check_sequence(slot, sequence)
             token_ids = plan.token_ids[offset : offset + sequence.num_tokens]
             offset += sequence.num_tokens
-            end = sequence.start + sequence.num_tokens
-            assert token_ids == slot.tokens[sequence.start : end], "wrong tokens to compute"
+            end = sequence.start + sequence.num_tokens - sequence.num_drafts
+            num_known = end - sequence.start
+            assert token_ids[:num_known] == slot.tokens[sequence.start : end], "wrong tokens"
+            slot.drafts = token_ids[num_known:]
             for position, token_id in enumerate(token_ids, start=sequence.start):
                 block_id = slot.block_ids[position // self._block_size]
                 self._memory[block_id][position % self._block_size] = token_id
@@ -135,24 +157,38 @@ class FakeExecutor:
         for sequence in plan.sequences:
             slot = self._slots[sequence.slot]
             end = sequence.start + sequence.num_tokens
-            assert self._read(slot, end) == slot.tokens[:end], "the KV cache holds another context"
+            first = self._first_seen(sequence.start)
+            seen = self._read(slot, first, end)
+            known = slot.tokens[first : end - sequence.num_drafts]
+            assert seen == known + slot.drafts, "the KV cache holds another context"
 
     def _check_sequence(self, slot: _Slot, sequence: ScheduledSequence) -> None:
         assert sequence.num_tokens > 0
-        assert len(set(slot.block_ids)) == len(slot.block_ids), "a block twice in one table"
+        held = slot.block_ids[self._first_seen(sequence.start) // self._block_size :]
+        assert len(set(held)) == len(held), "a block twice in one table"
         end = sequence.start + sequence.num_tokens
-        assert end <= len(slot.tokens), "tokens that do not exist"
+        num_known = end - sequence.num_drafts
+        assert num_known <= len(slot.tokens), "tokens that do not exist"
         assert end <= len(slot.block_ids) * self._block_size, "no block for a token"
         if slot.num_computed is not None:
             assert sequence.start == slot.num_computed, "computed tokens are not contiguous"
-        assert sequence.is_sampled == (end == len(slot.tokens))
+        assert sequence.is_sampled == (num_known == len(slot.tokens))
+        assert sequence.is_sampled or not sequence.num_drafts, "guesses at known tokens"
+        assert sequence.num_drafts < sequence.num_tokens
 
-    def _read(self, slot: _Slot, num_tokens: int) -> list[int | None]:
-        blocks = slot.block_ids[: -(-num_tokens // self._block_size)]
-        return [token for block_id in blocks for token in self._memory[block_id]][:num_tokens]
+    def _first_seen(self, position: int) -> int:
+        """The first token that the one at `position` sees."""
+        return 0 if self._window is None else max(0, position - self._window + 1)
+
+    def _read(self, slot: _Slot, start: int, stop: int) -> list[int | None]:
+        size = self._block_size
+        blocks = slot.block_ids[start // size : -(-stop // size)]
+        tokens = [token for block_id in blocks for token in self._memory[block_id]]
+        return tokens[start % size : start % size + stop - start]
 
     def _sample(self, plan: StepPlan) -> StepResult:
         token_ids: list[int] = []
+        num_tokens: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         for sequence in plan.sequences:
@@ -162,12 +198,48 @@ class FakeExecutor:
                 prompt_logprobs[sequence.slot] = chunk
             if not sequence.is_sampled:
                 continue
-            token = next_token(slot.tokens, self._vocab_size, slot.sampling.seed)
-            slot.tokens.append(token)
-            token_ids.append(token)
+            sampled = self._sample_one(slot)
+            token_ids += sampled
+            num_tokens.append(len(sampled))
             is_asked = slot.sampling.logprobs is not None
-            logprobs.append(TokenLogprobs(token, -0.5, 1, [], []) if is_asked else None)
-        return StepResult(token_ids, logprobs if any(logprobs) else None, prompt_logprobs)
+            logprobs += [
+                TokenLogprobs(token, -0.5, 1, [], []) if is_asked else None for token in sampled
+            ]
+        has_drafts = any(sequence.num_drafts for sequence in plan.sequences)
+        is_uneven = any(count != 1 for count in num_tokens)
+        return StepResult(
+            token_ids,
+            logprobs if any(logprobs) else None,
+            prompt_logprobs,
+            num_tokens=num_tokens if has_drafts or is_uneven else None,
+        )
+
+    def _sample_one(self, slot: _Slot) -> list[int]:
+        """The next token, and one for each guess that was right."""
+        if slot.sampling.grammar is not None:
+            return self._sample_constrained(slot)
+        sampled: list[int] = []
+        for draft in [*slot.drafts, None]:
+            token = next_token(slot.tokens, self._vocab_size, slot.sampling.seed, self._memory_len)
+            slot.tokens.append(token)
+            sampled.append(token)
+            if token != draft:
+                break
+        slot.num_computed = len(slot.tokens) - 1
+        return sampled
+
+    def _sample_constrained(self, slot: _Slot) -> list[int]:
+        """As under a grammar: now and then nothing, now and then several tokens at once."""
+        assert not slot.drafts, "guesses under a grammar"
+        num_known = len(slot.tokens)
+        if num_known % 5 == 0 and slot.late_at != num_known:
+            slot.late_at, slot.num_computed = num_known, num_known - 1
+            return []
+        for _ in range(1 + num_known % 7):
+            token = next_token(slot.tokens, self._vocab_size, slot.sampling.seed, self._memory_len)
+            slot.tokens.append(token)
+        slot.num_computed = num_known  # what came with the first is yet to be computed
+        return slot.tokens[num_known:]
 
     def _prompt_logprobs(self, slot: _Slot, sequence: ScheduledSequence) -> list[TokenLogprobs]:
         if slot.sampling.prompt_logprobs is None:

@@ -60,6 +60,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self.queries: list[scheduler_pb2.PlaceRequest] = []
         self.cancelled: list[int] = []
         self.reports: list[scheduler_pb2.ReplicaReport] = []
+        self.exposition = b""  # the control plane's metrics
         self.num_file_requests = 0
         self.num_place_streams = 0
         self.scheduler_id = "scheduler-0"
@@ -131,6 +132,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
             )
         return snapshot
 
+    async def GetMetrics(
+        self, request: scheduler_pb2.GetMetricsRequest, context: object
+    ) -> scheduler_pb2.MetricsText:
+        return scheduler_pb2.MetricsText(exposition=self.exposition)
+
     async def Place(
         self,
         request_iterator: AsyncIterator[scheduler_pb2.PlaceCommand],
@@ -155,11 +161,16 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
             if command.HasField("cancel"):
                 self.cancelled.append(command.cancel.id)
                 continue
-            self.queries.append(command.place)
-            if self.is_holding:
-                self.held.append(HeldQuery(command.place, outbox))
-            else:
-                outbox.put_nowait(_reply(command.place, self._choose(command.place)))
+            places = [command.place] if command.HasField("place") else command.places.places
+            for place in places:
+                self._on_query(place, outbox)
+
+    def _on_query(self, query: scheduler_pb2.PlaceRequest, outbox: Outbox) -> None:
+        self.queries.append(query)
+        if self.is_holding:
+            self.held.append(HeldQuery(query, outbox))
+        else:
+            outbox.put_nowait(_reply(query, self._choose(query)))
 
     def _choose(self, request: scheduler_pb2.PlaceRequest) -> FakeWorker | common_pb2.Error:
         if self.refusal is not None:

@@ -217,6 +217,8 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         async for command in commands:
             if command.HasField("submit"):
                 self._on_submit(command.submit, stream)
+            for submit in command.submits.submits:
+                self._on_submit(submit, stream)
             for handle in command.abort.handles:
                 running = stream.running.pop(handle, None)
                 if running is not None:

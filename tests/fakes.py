@@ -60,12 +60,25 @@ def token_request(
     return TokenRequest(request_id, model, prompt or [5, 6, 7], sampling, **own)
 
 
+async def read(stream: TokenStream) -> list[TokenDelta]:
+    """Waits for something to take, and takes it."""
+    news = asyncio.Event()
+    stream.listen(news.set)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not (deltas := stream.take()):
+                await news.wait()
+                news.clear()
+        return deltas
+    finally:
+        stream.listen(None)
+
+
 async def collect(stream: TokenStream) -> list[TokenDelta]:
     """All deltas to the end."""
     deltas: list[TokenDelta] = []
-    async with asyncio.timeout(WAIT_S):
-        while not deltas or deltas[-1].finish_reason is None:
-            deltas += await stream.read()
+    while not deltas or deltas[-1].finish_reason is None:
+        deltas += await read(stream)
     return deltas
 
 

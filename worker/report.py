@@ -20,6 +20,10 @@ class ReplicaLoad:
         return self.num_running + self.num_waiting > 0
 
 
+# Upper bounds of `EngineCounters.steps_by_tokens`, as vLLM's iteration_tokens_total has them.
+STEP_TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
     """Monotonic since the replica's start."""
@@ -34,6 +38,11 @@ class EngineCounters:
     finished_abort: int = 0
     finished_error: int = 0
     step_seconds: float = 0.0
+    step_tokens: int = 0  # computed in all steps
+    steps_by_tokens: tuple[int, ...] = ()  # steps within each bound, and last those above all
+    drafts: int = 0  # sequences in steps that carried guesses at their next tokens
+    draft_tokens: int = 0  # guesses verified
+    accepted_tokens: int = 0  # and right
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,19 +97,33 @@ def grammar(message: common_pb2.Grammar) -> Grammar:
 # --- what goes out --------------------------------------------------------------------------------
 
 
-def step_outputs(step: int, outputs: Iterable[RequestOutput]) -> worker_pb2.StepOutputs:
-    """All of one step's outputs for one gateway; one more plain token takes two array elements."""
+def step_event(step: int, outputs: Iterable[RequestOutput]) -> worker_pb2.WorkerEvent:
+    """One gateway's outputs of one step, or of several up to `step`, oldest first; a plain token
+    takes two array elements.
+
+    Readers take the arrays before the other outputs. So a token behind an output of the other kind
+    goes with those, where order is kept.
+    """
     handles: list[int] = []
     token_ids: list[int] = []
     others: list[worker_pb2.RequestOutput] = []
+    begun: set[int] = set()  # handles among the others
     for output in outputs:
         # A timing comes with the first token and with every end, so its absence says: neither.
-        if output.timing is None and output.logprobs is None and output.finish_reason is None:
-            handles.append(output.handle)
-            token_ids.append(output.token_ids[0])
+        is_plain = output.timing is None and output.logprobs is None
+        if is_plain and output.finish_reason is None and output.handle not in begun:
+            handles += [output.handle] * len(output.token_ids)
+            token_ids += output.token_ids
         else:
             others.append(request_output(output))
-    return worker_pb2.StepOutputs(step=step, handles=handles, token_ids=token_ids, outputs=others)
+            begun.add(output.handle)
+    event = worker_pb2.WorkerEvent()
+    message = event.step  # filled in place: given to the constructor it would be copied
+    message.step = step
+    message.handles.extend(handles)
+    message.token_ids.extend(token_ids)
+    message.outputs.extend(others)
+    return event
 
 
 def request_output(output: RequestOutput) -> worker_pb2.RequestOutput:
@@ -233,4 +247,9 @@ def engine_counters(counters: EngineCounters) -> scheduler_pb2.EngineCounters:
         finished_abort=counters.finished_abort,
         finished_error=counters.finished_error,
         step_seconds=counters.step_seconds,
+        drafts=counters.drafts,
+        draft_tokens=counters.draft_tokens,
+        accepted_tokens=counters.accepted_tokens,
+        step_tokens=counters.step_tokens,
+        steps_by_tokens=counters.steps_by_tokens,
     )

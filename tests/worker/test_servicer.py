@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -160,8 +161,30 @@ async def test_request_is_streamed_to_its_end() -> None:
         assert end.finish_reason == common_pb2.FINISH_REASON_LENGTH
         assert gateway.tokens[1] == worker.harness.expected_tokens(99)
         assert end.timing.decode_s >= 0 and end.HasField("timing")
+
+
+async def test_a_step_that_takes_its_time_leaves_at_once() -> None:
+    async with leader(send_interval_s=0.0) as worker:
+        step_now = threading.Semaphore(0)
+        worker.harness.executor.before_step = lambda plan: _must(step_now.acquire(timeout=WAIT_S))
+        gateway = worker.connect()
+        await gateway.hello()
+        await gateway.submit(1, prompt_of(9), 5)
+        for num_steps in range(1, 6):
+            step_now.release()
+            await gateway.read_until(lambda num=num_steps: len(gateway.steps) == num)
         # First output and end say more than a token; what is between is plain.
         assert [len(step.handles) for step in gateway.steps] == [0, 1, 1, 1, 0]
+
+
+async def test_steps_shorter_than_the_interval_leave_together() -> None:
+    async with leader(send_interval_s=0.2) as worker:
+        gateway = worker.connect()
+        await gateway.hello()
+        await gateway.submit(1, prompt_of(9), 60)
+        await gateway.read_end(1)
+        assert len(gateway.tokens[1]) == 60
+        assert len(gateway.steps) < 20
 
 
 async def test_one_message_a_step_carries_all_requests_of_a_gateway() -> None:
@@ -177,13 +200,35 @@ async def test_one_message_a_step_carries_all_requests_of_a_gateway() -> None:
         await worker.has_received(33)
         gate.set()
         await gateway.read_until(lambda: len(gateway.ends) == 33)
-        assert max(len(step.handles) for step in gateway.steps) >= 31
+        assert max(len(_handles(step)) for step in gateway.steps) >= 32
         steps = [step.step for step in gateway.steps]
         assert len(set(steps)) == len(steps), "two messages for one step"
 
 
+def _handles(step: worker_pb2.StepOutputs) -> set[int]:
+    return {*step.handles, *(output.handle for output in step.outputs)}
+
+
 def _must(value: bool) -> None:
     assert value
+
+
+async def test_submits_of_one_message_are_all_taken() -> None:
+    async with leader() as worker:
+        gateway = worker.connect()
+        await gateway.hello()
+        submits = [
+            worker_pb2.Submit(
+                handle=handle,
+                prompt_token_ids=prompt_of(5, start=handle),
+                sampling=common_pb2.SamplingParams(max_tokens=3),
+            )
+            for handle in range(4)
+        ]
+        command = worker_pb2.WorkerCommand(submits=worker_pb2.Submits(submits=submits))
+        await gateway.call.write(command)
+        await gateway.read_until(lambda: len(gateway.ends) == 4)
+        assert [len(gateway.tokens[handle]) for handle in range(4)] == [3] * 4
 
 
 async def test_two_gateways_get_their_own_outputs_under_equal_handles() -> None:
@@ -216,6 +261,7 @@ async def test_command_before_hello_is_refused() -> None:
 
 async def test_second_hello_ends_the_stream_and_its_requests() -> None:
     async with leader() as worker:
+        worker.harness.executor.before_step = lambda plan: time.sleep(0.01)  # it is still running
         gateway = worker.connect()
         await gateway.hello()
         await gateway.submit(1, prompt_of(9), 100)

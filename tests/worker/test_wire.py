@@ -16,7 +16,7 @@ from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.report import EngineCounters, ReplicaLoad, ReplicaReport
 
 LOAD = ReplicaLoad(1, 2, 3, 4, 5, 6, 7)
-COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5)
+COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5, 11, (1, 2), 12, 13, 14)
 MODEL = ModelIdentity("m", ("m", "n"), "/m", "d1", 512, 16, 1000, (2, 3), 77, 20)
 IDENTITY = ReplicaIdentity("m-0", 3, MODEL, "0.1", 2, "cpu", "float32")
 LOGPROBS = TokenLogprobs(5, -0.5, 1, [5, 6], [-0.5, -1.5])
@@ -221,13 +221,29 @@ def test_plain_tokens_travel_as_two_arrays_and_the_rest_as_outputs() -> None:
         RequestOutput("o", 5, "r5", [], "error", error=ERROR),
         RequestOutput("o", 6, "r6", [16], timing=TIMING),
     ]
-    message = wire.step_outputs(8, outputs)
+    message = wire.step_event(8, outputs).step
     assert message.step == 8
     assert list(message.handles) == [1, 4] and list(message.token_ids) == [11, 14]
     assert [output.handle for output in message.outputs] == [2, 3, 5, 6]
     assert message.outputs[0].finish_reason == common_pb2.FINISH_REASON_STOP
     assert message.outputs[2].error.code == 14
     assert message.outputs[3].finish_reason == common_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def test_tokens_of_several_steps_keep_their_order_within_each_request() -> None:
+    outputs = [
+        RequestOutput("o", 1, "r1", [11]),
+        RequestOutput("o", 2, "r2", [21], timing=TIMING),  # its first
+        RequestOutput("o", 1, "r1", [12, 13]),
+        RequestOutput("o", 2, "r2", [22]),
+        RequestOutput("o", 1, "r1", [14], "length", timing=TIMING),
+        RequestOutput("o", 2, "r2", [23]),
+    ]
+    message = wire.step_event(9, outputs).step
+    read = list(zip(message.handles, message.token_ids, strict=True))
+    read += [(output.handle, id_) for output in message.outputs for id_ in output.token_ids]
+    assert [id_ for handle, id_ in read if handle == 1] == [11, 12, 13, 14]
+    assert [id_ for handle, id_ in read if handle == 2] == [21, 22, 23]
 
 
 def test_report_hashes_are_packed() -> None:

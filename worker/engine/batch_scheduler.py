@@ -5,22 +5,30 @@ recomputation.
 Knows requests and block counts; knows no executor, no clock but the time it is given, and no
 client. The Engine calls it, once before and once after each step.
 
-Requests one token behind go first (decode); what is left of the budget is shared between prompts
-(`prefill_share`). When blocks run out, the least costly request is set back and recomputed later.
+Requests one token behind go first (decode), with guesses at their next tokens where that pays
+(`speculation`); prompts share what the step has room for beside them (`pace`, `prefill_share`).
+When blocks run out, the least costly request is set back and recomputed later; so is a less urgent
+one that is in the way of a more urgent one.
 """
 
 from worker.engine.kv_cache_manager import KVCacheManager
+from worker.engine.pace import Pace
+from worker.engine.preemption import in_the_way, least_costly
 from worker.engine.prefill_share import share_budget
 from worker.engine.prefix_in_flight import PrefixInFlight
 from worker.engine.request import NO_SLOT, Request, Status
+from worker.engine.speculation import Speculator
 from worker.engine.stats import EngineStats
 from worker.engine.step import AdmittedSequence, ScheduledSequence, StepPlan
+from worker.engine.step_time import StepLoad
 from worker.engine.waiting_queue import WaitingQueue
 
 # Waiting requests looked at in one step: bounds the cost of a step under a long queue.
 _WINDOW = 64
 # Steps a request that finds no blocks is overtaken by smaller ones before it holds the queue up.
 _MAX_BYPASSES = 64
+# Tokens that a grammar brings at once and a decode takes at once; more are computed as a prompt is.
+_MAX_RUN = 64
 # Share of the pool that an admission leaves to the requests already running.
 _KEPT_FREE_FRACTION = 0.01
 
@@ -40,6 +48,8 @@ class BatchScheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         stats: EngineStats,
+        pace: Pace,
+        speculator: Speculator | None = None,
     ) -> None:
         # Each running request must be able to get a token every step.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
@@ -47,12 +57,16 @@ class BatchScheduler:
         self.running: list[Request] = []
         self._kv_cache = kv_cache
         self._stats = stats
+        self._pace = pace
+        self._speculator = speculator
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixInFlight(kv_cache.pool.block_size)
         self._free_slots = list(range(self.max_num_seqs - 1, -1, -1))
         self._num_kept_free = max(1, int(kv_cache.pool.num_blocks * _KEPT_FREE_FRACTION))
         self._released: list[int] = []
         self._planned: list[Request] = []  # in the order of the plan's sequences
+        self.sampled: list[Request] = []  # those of them that are sampled, in the same order
+        self._load = StepLoad()  # of the plan
 
     def add(self, request: Request) -> None:
         self._kv_cache.hash_prompt(request)
@@ -83,13 +97,17 @@ class BatchScheduler:
     def schedule(self, step: int, now_s: float) -> StepPlan | None:
         """The next plan; None when there is nothing to compute."""
         is_short_of_blocks = self._make_room()
+        if not is_short_of_blocks:
+            self._make_way()
         plan = StepPlan(step, [], [])
-        self._planned = []
+        self._planned, self.sampled = [], []
         partial = self._plan_decodes(plan)
         budget = self._max_num_batched_tokens - len(plan.token_ids)
         if not is_short_of_blocks:
             partial += self._entrants()
         if budget and partial:
+            furthest = max(r.num_computed_tokens or r.num_hit_tokens for r in partial)
+            budget = self._pace.prefill_tokens(self._load, furthest, budget)
             self._plan_prefills(plan, partial, budget, now_s)
         if not plan.sequences:
             assert not self.running and not self.waiting, "requests, but nothing to compute"
@@ -98,18 +116,26 @@ class BatchScheduler:
         self._released.clear()
         return plan
 
-    def advance(self, plan: StepPlan) -> list[Request]:
-        """Account for a computed plan; returns the requests of its sampled sequences, in plan
-        order.
-        """
-        sampled: list[Request] = []
+    def advance(self, plan: StepPlan, seconds: float) -> None:
+        """Account for a plan that took so long to compute; its requests have their new tokens."""
         for request, sequence in zip(self._planned, plan.sequences, strict=True):
-            request.num_computed_tokens += sequence.num_tokens
-            if request.num_computed_tokens >= request.next_cache_at:
+            # Guesses that were wrong are not computed tokens, nor is what was just sampled.
+            num_computed, num_tokens = sequence.start + sequence.num_tokens, len(request.token_ids)
+            if num_computed >= num_tokens:
+                num_computed = num_tokens - 1
+            request.num_computed_tokens = num_computed
+            if num_computed >= request.next_cache_at:
                 self._prefixes.settle(request, self._kv_cache.store_computed(request))
-            if sequence.is_sampled:
-                sampled.append(request)
-        return sampled
+        self._pace.observe(self._load, seconds)
+
+    def note_drafts(self, plan: StepPlan, num_tokens: list[int]) -> None:
+        """The plan's sampled sequences have brought so many tokens each."""
+        if self._speculator is None:
+            return  # several tokens that a grammar forced
+        drafted = [sequence.num_drafts for sequence in plan.sequences if sequence.is_sampled]
+        for request, num_drafted, count in zip(self.sampled, drafted, num_tokens, strict=True):
+            if num_drafted:
+                self._speculator.note(request, num_drafted, count - 1)
 
     # --- decode -----------------------------------------------------------------------------------
 
@@ -121,9 +147,20 @@ class BatchScheduler:
             if num_needed <= pool.num_free:
                 break
             assert len(self.running) > 1, "a single request outgrew the pool"
-            self._preempt(max(self.running, key=_preemption_order))
+            self._preempt(least_costly(self.running))
             any_preempted = True
         return any_preempted
+
+    def _make_way(self) -> None:
+        """Set less urgent requests back for the most urgent that waits, if that lets it in."""
+        head = self.waiting.head()
+        if head is None or self._prefixes.is_still_waiting(head):
+            return
+        has_slot = bool(self._free_slots)
+        for request in in_the_way(
+            head, self.running, self._kv_cache, has_slot, self._num_kept_free
+        ):
+            self._preempt(request)
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -142,21 +179,94 @@ class BatchScheduler:
         request.slot = NO_SLOT
 
     def _plan_decodes(self, plan: StepPlan) -> list[Request]:
-        """Plans the requests that are one token behind; returns the others."""
+        """Plans the requests that are one token behind, or a few that came at once; returns the
+        others.
+        """
         token_ids, sequences, planned = plan.token_ids, plan.sequences, self._planned
         partial: list[Request] = []
+        is_guessing = self._is_guessing()
+        context = 0
         for request in self.running:
             start = request.num_computed_tokens
             known = request.token_ids
-            if len(known) - start != 1:
+            # Also a prompt whose window slides, where others still hold what it gave back.
+            if start == request.capacity:
+                self._kv_cache.extend(request)
+            num_behind = len(known) - start
+            if num_behind != 1 and not self._is_run(request, num_behind, len(token_ids)):
                 partial.append(request)
                 continue
-            is_full = start == request.capacity
-            new_blocks = self._kv_cache.extend(request) if is_full else _NO_BLOCKS
-            token_ids.append(known[start])
-            sequences.append(ScheduledSequence(request.slot, start, 1, new_blocks, True))
+            if num_behind == 1:
+                token_ids.append(known[start])
+            else:
+                token_ids += known[start:]
+            num_drafts = self._add_drafts(request, token_ids) if is_guessing else 0
+            new_blocks = request.new_block_ids
+            if new_blocks:
+                request.new_block_ids = _NO_BLOCKS
+            sequences.append(
+                ScheduledSequence(
+                    request.slot, start, num_behind + num_drafts, new_blocks, True, num_drafts
+                )
+            )
             planned.append(request)
+            context += start
+        self.sampled = planned.copy()
+        num_decodes = len(sequences)
+        num_drafts = len(token_ids) - num_decodes
+        self._load = StepLoad(0, 0.0, num_decodes, context, num_drafts)
         return partial
+
+    def _is_run(self, request: Request, num_behind: int, num_planned: int) -> bool:
+        """Whether these are output tokens that a grammar has brought at once, and there is room for
+        all of them.
+        """
+        start = request.num_computed_tokens
+        if start < request.num_prompt_tokens or num_behind > _MAX_RUN:
+            return False
+        if num_planned + num_behind + len(self.running) > self._max_num_batched_tokens:
+            return False
+        num_wanted = start + num_behind - request.capacity
+        if num_wanted > 0:
+            self._extend_spare(request, num_wanted)
+        return start + num_behind <= request.capacity
+
+    def _extend_spare(self, request: Request, num_tokens: int) -> None:
+        """Blocks for so many tokens more, as far as nobody else may need them."""
+        num_spare = self._kv_cache.pool.num_free - len(self.running) - self._num_kept_free
+        self._kv_cache.extend_within(request, num_tokens, num_spare)
+
+    # --- guesses ----------------------------------------------------------------------------------
+
+    def _is_guessing(self) -> bool:
+        """Whether this step may verify guesses: it computes no prompt, and they can pay."""
+        if self._speculator is None or self.waiting:
+            return False
+        decodes = StepLoad(num_decodes=len(self.running), decode_context=self._load.decode_context)
+        if not self._speculator.begin_step(decodes):
+            return False
+        return all(len(r.token_ids) - r.num_computed_tokens == 1 for r in self.running)
+
+    def _add_drafts(self, request: Request, token_ids: list[int]) -> int:
+        """Appends guesses at the request's next tokens, as far as it, the step and the blocks that
+        nobody needs have room; returns how many.
+        """
+        assert self._speculator is not None
+        num_tokens = request.num_tokens
+        # Each running request has its token in the step, whether planned by now or not.
+        room = self._max_num_batched_tokens - len(token_ids) - len(self.running)
+        most = min(request.max_total_tokens - num_tokens - 1, room)
+        if most <= 0:
+            return 0
+        drafts = self._speculator.draft(request, most)
+        if not drafts:
+            return 0
+        num_wanted = num_tokens + len(drafts) - request.capacity
+        if num_wanted > 0:
+            self._extend_spare(request, num_wanted)
+        drafts = drafts[: request.capacity - num_tokens]
+        token_ids.extend(drafts)
+        return len(drafts)
 
     # --- prefill and admission --------------------------------------------------------------------
 
@@ -182,20 +292,24 @@ class BatchScheduler:
             entered.append(request)
             return True
 
-        shares = share_budget(candidates, budget, try_enter)
+        block_size = self._kv_cache.pool.block_size
+        shares = share_budget(candidates, budget, block_size, try_enter)
         for request in entered:
             plan.admitted.append(_admitted_sequence(request))
-        fresh = set(entered)
         for request, num_tokens in shares.items():
             start = request.num_computed_tokens
-            end = start + num_tokens
-            blocks = list(request.block_ids) if request in fresh else _NO_BLOCKS
+            end = min(start + num_tokens, request.capacity)
+            blocks, request.new_block_ids = request.new_block_ids, _NO_BLOCKS
+            self._load.num_prefill += end - start
+            self._load.prefill_pairs += (end - start) * (start + end) / 2
             is_sampled = end == request.num_tokens
             plan.token_ids.extend(request.token_ids[start:end])
             plan.sequences.append(
-                ScheduledSequence(request.slot, start, num_tokens, blocks, is_sampled)
+                ScheduledSequence(request.slot, start, end - start, blocks, is_sampled)
             )
             self._planned.append(request)
+            if is_sampled:
+                self.sampled.append(request)
 
     def _try_admit(self, request: Request, now_s: float) -> bool:
         if not self._free_slots or self._prefixes.is_still_waiting(request):
@@ -234,9 +348,3 @@ def _admitted_sequence(request: Request) -> AdmittedSequence:
         request.sampling,
         len(request.prompt_logprobs),
     )
-
-
-def _preemption_order(request: Request) -> tuple[int, int, int]:
-    """Largest first: least urgent, then fewest output tokens, then latest arrival."""
-    priority, sequence = request.order
-    return priority, -request.num_output_tokens, sequence

@@ -78,6 +78,10 @@ class BlockPool:
         """How many of these blocks would leave the free list when shared."""
         return sum(1 for block_id in block_ids if self._ref_counts[block_id] == 0)
 
+    def num_held_once(self, block_ids: Iterable[int]) -> int:
+        """How many of these blocks one release would free."""
+        return sum(1 for block_id in block_ids if self._ref_counts[block_id] == 1)
+
     def share(self, block_ids: Iterable[int]) -> None:
         """One more reference on blocks that `lookup` found."""
         for block_id in block_ids:

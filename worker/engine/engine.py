@@ -14,6 +14,7 @@ from worker.engine.batch_scheduler import BatchScheduler
 from worker.engine.block_pool import BlockPool, CacheEvents
 from worker.engine.executor import Executor
 from worker.engine.kv_cache_manager import KVCacheManager
+from worker.engine.pace import Pace
 from worker.engine.request import (
     ErrorCode,
     FinishReason,
@@ -23,8 +24,9 @@ from worker.engine.request import (
     RequestOutput,
     Status,
 )
+from worker.engine.speculation import Speculator
 from worker.engine.stats import EngineStats
-from worker.engine.step import StepPlan, StepResult
+from worker.engine.step import StepPlan, StepResult, TokenLogprobs
 from worker.engine.validation import max_total_tokens, validate
 from worker.errors import InvalidRequest
 from worker.report import EngineCounters, ReplicaLoad
@@ -53,11 +55,17 @@ class Engine:
         self._clock = clock
         self._stats = EngineStats()
         self._pool = BlockPool(config.num_blocks, config.block_size, config.enable_prefix_caching)
+        pace = Pace(_seconds(config.target_itl_ms), config.block_size)
+        speculator = None
+        if config.speculation is not None:
+            speculator = Speculator(config.speculation, pace, self._stats, config.max_num_seqs)
         self._scheduler = BatchScheduler(
-            KVCacheManager(self._pool),
+            KVCacheManager(self._pool, config.window, config.max_num_batched_tokens),
             config.max_num_seqs,
             config.max_num_batched_tokens,
             self._stats,
+            pace,
+            speculator,
         )
         self._requests: dict[Hashable, dict[int, Request]] = {}
         self._num_requests = 0
@@ -129,8 +137,7 @@ class Engine:
             result = self._executor.execute(plan)
             self.steps += 1
             now_s = self._clock()
-            self._update(plan, result, now_s)
-            self._stats.step_seconds += now_s - started_s
+            self._update(plan, result, now_s, now_s - started_s)
         return self.take_outputs()
 
     def take_outputs(self) -> list[RequestOutput]:
@@ -181,28 +188,43 @@ class Engine:
             )
         return None
 
-    def _update(self, plan: StepPlan, result: StepResult, now_s: float) -> None:
+    def _update(
+        self, plan: StepPlan, result: StepResult, now_s: float, step_seconds: float
+    ) -> None:
         if result.prompt_logprobs:
             self._collect_prompt_logprobs(result)
-        sampled = self._scheduler.advance(plan)
-        assert len(sampled) == len(result.token_ids), "the result does not fit the plan"
-        self._stats.generation_tokens += len(sampled)
-        all_logprobs, outputs = result.logprobs, self._outputs
-        for i, (request, token_id) in enumerate(zip(sampled, result.token_ids, strict=True)):
-            if result.failed and (why := result.failed.get(request.slot)) is not None:
-                self._end(request, "error", error=_invalid(why, "grammar"))
-                continue
-            request.token_ids.append(token_id)
-            output = RequestOutput(request.owner, request.handle, request.request_id, [token_id])
-            if all_logprobs is not None and (logprobs := all_logprobs[i]) is not None:
-                output.logprobs = [logprobs]
-            if request.first_token_s is None:
-                self._note_first_token(request, output, now_s)
-            reason = request.finish_reason()
-            if reason is None:
-                outputs.append(output)
-            else:
-                self._finish(request, reason, output, now_s)
+        if result.num_tokens is not None:
+            self._scheduler.note_drafts(plan, result.num_tokens)
+        sampled = self._scheduler.sampled
+        counts = result.num_tokens or [1] * len(sampled)
+        assert len(sampled) == len(counts), "the result does not fit the plan"
+        ended: list[tuple[Request, FinishReason, RequestOutput]] = []
+        outputs, tokens, failed = self._outputs, result.token_ids, result.failed
+        start = num_taken = 0
+        for request, count in zip(sampled, counts, strict=True):
+            stop = start + count
+            if failed and (why := failed.get(request.slot)) is not None:
+                failure = request.output([], error=_invalid(why, "grammar"))
+                ended.append((request, "error", failure))
+            elif count:  # none: what may come next is not known yet
+                token_ids, reason = request.take(tokens[start:stop])
+                num_taken += len(token_ids)
+                output = RequestOutput(request.owner, request.handle, request.request_id, token_ids)
+                if result.logprobs is not None:
+                    output.logprobs = _present(result.logprobs[start : start + len(token_ids)])
+                if request.first_token_s is None:
+                    self._note_first_token(request, output, now_s)
+                if reason is None:
+                    outputs.append(output)
+                else:
+                    ended.append((request, reason, output))
+            start = stop
+        assert start == len(tokens), "the result does not fit the plan"
+        self._scheduler.advance(plan, step_seconds)
+        self._stats.generation_tokens += num_taken
+        self._stats.count_step(len(plan.token_ids), step_seconds)
+        for request, reason, output in ended:
+            self._finish(request, reason, output, now_s)
 
     def _collect_prompt_logprobs(self, result: StepResult) -> None:
         by_slot = {request.slot: request for request in self._scheduler.running}
@@ -244,6 +266,15 @@ class Engine:
         self._num_requests -= 1
         self._outputs.append(output)
         assert self._num_requests or self._pool.is_all_free(), "idle, but blocks are missing"
+
+
+def _present(logprobs: list[TokenLogprobs | None]) -> list[TokenLogprobs] | None:
+    """None where nobody asked for them."""
+    return [entry for entry in logprobs if entry is not None] or None
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _invalid(message: str, field: str) -> RequestError:

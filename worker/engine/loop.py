@@ -143,7 +143,7 @@ class EngineLoop:
         thread hangs in a step.
         """
         deadline_s = time.monotonic() + timeout_s
-        self._is_draining = True
+        self.begin_drain()
         if not self._thread.is_alive():
             return True
         if drain:

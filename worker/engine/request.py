@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Literal
 
 from protos.block_hash import BlockHash
+from worker.engine.drafting import Drafting
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.step import TokenLogprobs
 
@@ -104,11 +105,13 @@ class Request:
         "block_ids",
         "capacity",
         "deadline_s",
+        "drafting",
         "first_scheduled_s",
         "first_token_s",
         "handle",
         "max_total_tokens",
         "min_total_tokens",
+        "new_block_ids",
         "next_cache_at",
         "num_blocks_cached",
         "num_bypassed",
@@ -117,6 +120,7 @@ class Request:
         "num_hit_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_released_blocks",
         "order",
         "owner",
         "parent_hash",
@@ -158,13 +162,16 @@ class Request:
 
         self.status = Status.WAITING
         self.slot = NO_SLOT
-        self.block_ids: list[int] = []
+        self.block_ids: list[int] = []  # by place in the sequence
+        self.new_block_ids: list[int] = []  # the last of them, not yet in a plan; never changed
+        self.num_released_blocks = 0  # the first of them, given back: their ids mean nothing
         self.capacity = 0  # tokens that block_ids can hold
         self.parent_hash = parent_hash  # root of the hash chain: the cache salt
         self.block_hashes: list[BlockHash] = []  # of full blocks, as far as needed
         self.num_blocks_cached = 0  # leading blocks offered to the prefix cache
         self.next_cache_at = 0  # computed tokens at which the next block is full
         self.waits_for: BlockHash | None = None  # block that another request computes
+        self.drafting: Drafting | None = None  # the Speculator's; None: not yet
 
         self.num_hit_tokens = 0  # latest estimate of what the prefix cache holds
         self.backlog_tokens = 0  # what the waiting queue counted for it
@@ -194,8 +201,20 @@ class Request:
             return 0
         return max(self.num_prompt_tokens - 1 - len(self.prompt_logprobs), 0)
 
+    def take(self, token_ids: list[int]) -> tuple[list[int], FinishReason | None]:
+        """Appends sampled tokens, up to the first that ends the request; returns what it took."""
+        known = self.token_ids
+        for count, token_id in enumerate(token_ids, start=1):
+            known.append(token_id)
+            num_tokens = len(known)
+            if token_id in self.stop_token_ids and num_tokens > self.min_total_tokens:
+                return token_ids[:count], "stop"
+            if num_tokens >= self.max_total_tokens:
+                return token_ids[:count], "length"
+        return token_ids, None
+
     def finish_reason(self) -> FinishReason | None:
-        """Judged on the newest token; None while the request goes on."""
+        """Why what was emitted elsewhere is all of it; None while there is more to come."""
         num_tokens = len(self.token_ids)
         if (
             self.token_ids[-1] in self.stop_token_ids

@@ -1,7 +1,9 @@
 """What the engine counts. Monotonic since its start; copied out as the frozen EngineCounters."""
 
+from bisect import bisect_left
+
 from worker.engine.request import FinishReason
-from worker.report import EngineCounters
+from worker.report import STEP_TOKEN_BOUNDS, EngineCounters
 
 
 class EngineStats:
@@ -14,6 +16,11 @@ class EngineStats:
         self.prefix_cache_hits = 0  # tokens
         self.preemptions = 0
         self.step_seconds = 0.0
+        self._step_tokens = 0
+        self._steps_by_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
+        self.drafts = 0  # sequences in steps that carried guesses
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
         self._finished: dict[FinishReason, int] = dict.fromkeys(
             ("stop", "length", "abort", "error"), 0
         )
@@ -23,6 +30,17 @@ class EngineStats:
         self.prompt_tokens += num_prompt_tokens
         self.prefix_cache_queries += num_queried
         self.prefix_cache_hits += num_hit
+
+    def count_drafts(self, num_drafted: int, num_accepted: int) -> None:
+        """One sequence's guesses have been verified."""
+        self.drafts += 1
+        self.draft_tokens += num_drafted
+        self.accepted_tokens += num_accepted
+
+    def count_step(self, num_tokens: int, seconds: float) -> None:
+        self.step_seconds += seconds
+        self._step_tokens += num_tokens
+        self._steps_by_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
 
     def count_finish(self, reason: FinishReason) -> None:
         self._finished[reason] += 1
@@ -39,4 +57,9 @@ class EngineStats:
             finished_abort=self._finished["abort"],
             finished_error=self._finished["error"],
             step_seconds=self.step_seconds,
+            step_tokens=self._step_tokens,
+            steps_by_tokens=tuple(self._steps_by_tokens),
+            drafts=self.drafts,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=self.accepted_tokens,
         )

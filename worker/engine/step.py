@@ -2,8 +2,10 @@
 rank.
 
 A plan is self-contained for followers: it carries the token ids to compute, so no rank needs to
-know what another sampled. `slot` is a small integer that stands for a request in the runner's
-persistent tables (block table, sampler state) from its admission to its release.
+know what another sampled. A sequence may end in guesses (`num_drafts`): each is verified by what is
+sampled at its place, and the first wrong one ends what the step brings. `slot` is a small integer
+that stands for a request in the runner's persistent tables (block table, sampler state) from its
+admission to its release.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ class ScheduledSequence:
     start: int  # tokens of this sequence already in the KV cache
     num_tokens: int
     new_block_ids: list[int]  # appended to the slot's block table before the step
-    is_sampled: bool  # the last of these tokens is the newest known one: sample its successor
+    is_sampled: bool  # the newest known token is among these: sample its successor
+    num_drafts: int = 0  # the last of these tokens are guesses at what is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,9 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`token_ids` and `logprobs` are aligned with the plan's sampled sequences, in plan order."""
+    """`token_ids` are those of the plan's sampled sequences, one after another in plan order;
+    `logprobs` are aligned with them.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None  # None: nobody asked
@@ -63,3 +68,6 @@ class StepResult:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     # slot -> why its sequence cannot go on; its token means nothing
     failed: dict[int, str] = field(default_factory=dict)
+    # of each sampled sequence: none while it is not known what may come next, several where guesses
+    # were right or a grammar leaves one way to go on; None: one
+    num_tokens: list[int] | None = None

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from worker.config import EngineConfig
+from worker.engine.kv_footprint import KVFootprint
 from worker.engine.request import NewRequest
 from worker.engine.sampling_params import SamplingParams
 from worker.errors import InvalidRequest
@@ -30,9 +31,17 @@ def validate(new: NewRequest, config: EngineConfig) -> None:
 
 
 def max_total_tokens(new: NewRequest, config: EngineConfig) -> int:
-    """Prompt and output together, clipped to the window and to what the whole pool can hold."""
+    """Prompt and output together, clipped to the model's length and to what a sequence can have
+    with the whole pool.
+    """
     wanted = len(new.prompt_token_ids) + new.sampling.max_tokens
-    return min(wanted, config.max_model_len, config.num_blocks * config.block_size)
+    return min(wanted, _capacity(config))
+
+
+def _capacity(config: EngineConfig) -> int:
+    """Tokens of a sequence that has the whole pool, up to the model's length."""
+    footprint = KVFootprint(config.block_size, config.window)
+    return footprint.longest(config.num_blocks, config.max_model_len)
 
 
 def _check_prompt(new: NewRequest, config: EngineConfig) -> None:
@@ -48,8 +57,8 @@ def _check_prompt(new: NewRequest, config: EngineConfig) -> None:
             "least one must be left for the output. Please reduce the length of the prompt.",
             "prompt",
         )
-    capacity = config.num_blocks * config.block_size
-    if num_tokens + len(new.emitted_token_ids) >= capacity:
+    capacity = _capacity(config)
+    if capacity < limit and num_tokens + len(new.emitted_token_ids) >= capacity:
         raise InvalidRequest(
             f"Your prompt resulted in {num_tokens + len(new.emitted_token_ids)} tokens, but the KV "
             f"cache of this replica holds {capacity}. Please reduce the length of the prompt.",

@@ -7,6 +7,7 @@ owns them and calls `apply_edits` once a step with its own float32 copy of the l
 """
 
 from collections.abc import Callable, Iterable
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,12 @@ class TokenCounts:
         place = self._place(token_id)  # first: it may replace the arrays
         self._counts[place] += 1
 
+    def copy(self) -> "TokenCounts":
+        other = TokenCounts((), ())
+        other._index = dict(self._index)
+        other._ids, other._counts = self._ids.copy(), self._counts.copy()
+        return other
+
     @property
     def ids(self) -> IdArray:
         return self._ids[: len(self._index)]
@@ -73,6 +80,7 @@ class SlotState:
         params = seq.sampling
         self.params = params
         self.grammar = grammar
+        self.failure: str | None = None  # no token can follow, and why
         self.output_ids = list(seq.output_token_ids)
         self.truncation = TruncationParams(
             top_k=params.top_k if 0 < params.top_k < vocab_size else 0,
@@ -92,20 +100,30 @@ class SlotState:
             or words
             or params.min_tokens > 0
             or self.counts is not None
-            or grammar is not None
         )
+        is_largest = params.is_greedy and not self.has_edits  # of those that may come
+        self.is_plain = is_largest and grammar is None
+        self.is_greedy_in_grammar = is_largest and grammar is not None
 
     @property
     def position(self) -> int:
         """Of the next token among all that this request generates, here or elsewhere."""
         return len(self.output_ids)
 
+    def ahead(self, token_id: int) -> "SlotState":
+        """The state after one more token, should it come; this one stays as it is."""
+        assert self.grammar is None, "a grammar cannot be taken back"
+        other = copy(self)
+        other.output_ids = [*self.output_ids, token_id]
+        if self.counts is not None:
+            other.counts = self.counts.copy()
+            other.counts.record(token_id)
+        return other
+
     def append(self, token_id: int) -> None:
         self.output_ids.append(token_id)
         if self.counts is not None:
             self.counts.record(token_id)
-        if self.grammar is not None:
-            self.grammar.accept(token_id)
 
     def banned_ids(self) -> IdArray:
         """Bad words that the next token would complete, and stop ids that would come too early."""
@@ -116,6 +134,34 @@ class SlotState:
         if self.position < self.params.min_tokens:
             ids.append(self.stop_ids)
         return np.concatenate(ids)
+
+    @property
+    def problem(self) -> str | None:
+        """Why this sequence cannot go on; None: it can."""
+        if self.grammar is not None and self.grammar.error is not None:
+            return self.grammar.error
+        return self.failure
+
+    @property
+    def conflict(self) -> str:
+        """Said where nothing may come next."""
+        params = self.params
+        asked = {
+            "the grammar": params.grammar is not None,
+            "allowed_token_ids": bool(params.allowed_token_ids),
+            "bad_words": bool(params.bad_words),
+        }
+        names = " and ".join(name for name, is_asked in asked.items() if is_asked)
+        return f"{names} together leave no token that may come next"
+
+    def can_follow(self, token_id: int) -> bool:
+        """Whether the ids that this request allows and forbids let it come, min_tokens aside."""
+        if self.params.allowed_token_ids and token_id not in self.params.allowed_token_ids:
+            return False
+        return all(
+            word[-1] != token_id or (len(word) > 1 and not self._ends_with(word[:-1]))
+            for word in self.params.bad_words
+        )
 
     def _ends_with(self, prefix: tuple[int, ...]) -> bool:
         return tuple(self.output_ids[-len(prefix) :]) == prefix

@@ -5,8 +5,9 @@ from collections.abc import Hashable
 from typing import Any
 
 from tests.fake_executor import FakeExecutor, generate_alone
-from worker.config import EngineConfig
+from worker.config import EngineConfig, SpeculationConfig
 from worker.engine.engine import Engine
+from worker.engine.kv_footprint import KVFootprint
 from worker.engine.request import NewRequest, RequestOutput
 from worker.engine.sampling_params import SamplingParams
 
@@ -35,7 +36,12 @@ class Harness:
         max_model_len: int = 128,
         max_num_waiting: int = 1000,
         enable_prefix_caching: bool = True,
+        window: int | None = None,
+        speculation: SpeculationConfig | None = None,
+        target_itl_ms: float | None = None,
+        memory: int | None = None,
     ) -> None:
+        self.memory = memory
         self.config = EngineConfig(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -44,11 +50,20 @@ class Harness:
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(),
+            window=window,
             enable_prefix_caching=enable_prefix_caching,
             max_num_waiting=max_num_waiting,
+            speculation=speculation,
+            target_itl_ms=target_itl_ms,
         )
         self.executor = FakeExecutor(
-            num_blocks, block_size, VOCAB_SIZE, max_num_seqs, max_num_batched_tokens
+            num_blocks,
+            block_size,
+            VOCAB_SIZE,
+            max_num_seqs,
+            max_num_batched_tokens,
+            window=window,
+            memory=memory,
         )
         self.clock = Clock()
         self.engine = Engine(self.config, self.executor, self.clock)
@@ -90,9 +105,9 @@ class Harness:
     def expected_tokens(self, handle: int) -> list[int]:
         """What the request would bring if it were alone."""
         new = self.added[handle]
-        capacity = self.config.num_blocks * self.config.block_size
-        limit = min(self.config.max_model_len, capacity)
-        alone = generate_alone(new.prompt_token_ids, new.sampling, VOCAB_SIZE, limit)
+        footprint = KVFootprint(self.config.block_size, self.config.window)
+        limit = footprint.longest(self.config.num_blocks, self.config.max_model_len)
+        alone = generate_alone(new.prompt_token_ids, new.sampling, VOCAB_SIZE, limit, self.memory)
         return alone[len(new.emitted_token_ids) :]
 
 

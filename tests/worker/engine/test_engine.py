@@ -327,38 +327,9 @@ def test_preempted_request_resumes_from_its_cached_blocks() -> None:
     assert any(s.start > 0 and len(s.new_block_ids) > 1 for s in resumed)
 
 
-def test_victim_is_least_urgent_then_has_fewest_outputs_then_came_last() -> None:
-    harness = Harness(num_blocks=64, max_num_seqs=8)
-    harness.add(1, prompt_of(8), priority=0, max_tokens=40)
-    harness.add(2, prompt_of(8, start=1), priority=1, max_tokens=40)
-    harness.step()
-    harness.add(3, prompt_of(8, start=2), priority=1, max_tokens=40)
-    harness.add(4, prompt_of(8, start=3), priority=1, max_tokens=40)
-    harness.add(5, prompt_of(8, start=4), priority=0, max_tokens=40)
-    harness.step()
-    victims: list[int] = []
-    scheduler = harness.engine._scheduler
-    while len(scheduler.running) > 1:
-        pool = scheduler._kv_cache.pool
-        hoard = pool.allocate(pool.num_free) or []
-        before = {r.handle for r in scheduler.running}
-        for request in scheduler.running:  # each now needs a block
-            request.capacity = request.num_computed_tokens
-        scheduler._preempt(max(scheduler.running, key=_order))
-        victims += before - {r.handle for r in scheduler.running}
-        pool.release(hoard)
-    assert victims == [4, 3, 2, 5]
-
-
-def _order(request: object) -> tuple[int, int, int]:
-    from worker.engine.batch_scheduler import _preemption_order
-
-    return _preemption_order(request)  # type: ignore[arg-type]
-
-
 def test_urgent_request_is_admitted_first() -> None:
     harness = Harness(max_num_seqs=1)
-    harness.add(1, prompt_of(6), max_tokens=2)
+    harness.add(1, prompt_of(6), max_tokens=2, priority=-1)
     harness.step()
     harness.add(2, prompt_of(6, start=1), max_tokens=2)
     harness.add(3, prompt_of(6, start=2), max_tokens=2, priority=-1)
@@ -484,3 +455,28 @@ def test_a_grammar_of_an_unknown_kind_is_refused() -> None:
     harness.run()
     error = harness.ends[1].error
     assert error is not None and error.field == "grammar"
+
+
+def test_windowed_sequences_outgrow_the_pool() -> None:
+    # Three sequences of up to 128 tokens, 300 in all, in a cache of 48.
+    harness = Harness(num_blocks=12, max_num_batched_tokens=16, window=9)
+    harness.add(1, prompt_of(100), max_tokens=28)
+    harness.add(2, prompt_of(4, start=3), max_tokens=120)
+    harness.add(3, prompt_of(40, start=9), max_tokens=20)
+    harness.run()
+    for handle, num_tokens in ((1, 28), (2, 120), (3, 20)):
+        assert len(harness.tokens[handle]) == num_tokens
+        assert harness.tokens[handle] == harness.expected_tokens(handle)
+
+
+def test_windowed_prompt_resumes_from_the_window_alone() -> None:
+    harness = Harness(num_blocks=12, window=9)
+    harness.add(1, prompt_of(90), max_tokens=1)
+    harness.run()
+    computed = harness.executor.computed_tokens
+    harness.add(2, prompt_of(90), max_tokens=4)  # only the end of the first is still cached
+    harness.run()
+    assert harness.ends[2].timing is not None
+    assert harness.ends[2].timing.num_cached_tokens == 88
+    assert harness.executor.computed_tokens - computed == 2 + 3
+    assert harness.tokens[2] == harness.expected_tokens(2)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker.engine.harness import VOCAB_SIZE, Harness
+from worker.config import SpeculationConfig
 from worker.engine.request import Status
 
 # Prompts are cut from few sources, so that prefixes are often shared.
@@ -81,14 +82,17 @@ def check_books(harness: Harness) -> None:
     engine = harness.engine
     engine.check_integrity()
     scheduler, pool = engine._scheduler, engine._pool
-    users = Counter(b for request in scheduler.running for b in request.block_ids)
+    users = Counter(
+        b for request in scheduler.running for b in request.block_ids[request.num_released_blocks :]
+    )
     assert pool.num_free + len(users) == pool.num_blocks
     for request in scheduler.running:
         assert request.status is Status.RUNNING
-        assert len(set(request.block_ids)) == len(request.block_ids)
+        held = request.block_ids[request.num_released_blocks :]
+        assert len(set(held)) == len(held)
         assert request.num_computed_tokens < request.num_tokens
         assert request.num_computed_tokens <= request.capacity
-        for i, block_id in enumerate(request.block_ids):
+        for i, block_id in enumerate(held, start=request.num_released_blocks):
             if users[block_id] > 1:  # shared, and only by those with the same tokens up to here
                 assert pool.lookup(request.block_hashes[i]) == block_id
                 assert i < request.num_blocks_cached
@@ -123,6 +127,9 @@ def check_ends(harness: Harness, aborted: set[int]) -> None:
     max_num_seqs=st.integers(1, 6),
     budget=st.integers(1, 40),
     enable_prefix_caching=st.booleans(),
+    window=st.sampled_from([None, None, 1, 3, 8, 13, 100]),
+    speculation=st.sampled_from([None, SpeculationConfig(3, 2, 1), SpeculationConfig(9, 1, 1)]),
+    memory=st.sampled_from([None, 1]),
 )
 def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
     actions: list[object],
@@ -131,6 +138,9 @@ def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
     max_num_seqs: int,
     budget: int,
     enable_prefix_caching: bool,
+    window: int | None,
+    speculation: SpeculationConfig | None,
+    memory: int | None,
 ) -> None:
     harness = Harness(
         num_blocks=num_blocks * 4 // block_size,
@@ -138,6 +148,9 @@ def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         enable_prefix_caching=enable_prefix_caching,
+        window=window,
+        speculation=speculation,
+        memory=memory,
     )
     aborted: set[int] = set()
     for action in actions:

@@ -1,7 +1,7 @@
 from protos.block_hash import hash_full_blocks, root_hash
 from tests.worker.engine.harness import new_request, prompt_of
 from worker.engine.block_pool import BlockPool
-from worker.engine.kv_cache_manager import KVCacheManager
+from worker.engine.kv_cache_manager import NULL_BLOCK, KVCacheManager
 from worker.engine.request import Request
 
 
@@ -109,3 +109,47 @@ def test_cached_block_behind_a_hole_is_not_used() -> None:
     (block_id,) = manager.pool.allocate(1) or []
     manager.pool.store(block_id, request.block_hashes[1])  # its predecessor has been evicted
     assert manager.find_cached(request) == []
+
+
+def windowed(num_blocks: int = 16, chunk: int = 8) -> KVCacheManager:
+    """A window of six tokens over blocks of four."""
+    return KVCacheManager(BlockPool(num_blocks, 4, True), 6, chunk)
+
+
+def test_blocks_before_the_window_are_released_and_stay_cached() -> None:
+    manager = windowed(chunk=32)
+    first = make_request(prompt_of(16))
+    admit(manager, first)
+    compute(manager, first)
+    assert first.num_released_blocks == 2  # token 16 sees 11 and later
+    assert manager.pool.num_free == 14
+    assert all(manager.pool.lookup(h) is not None for h in first.block_hashes)
+    manager.free(first)
+    assert manager.pool.is_all_free()
+    manager.pool.check_integrity()
+
+
+def test_hit_ends_where_a_seen_block_is_missing() -> None:
+    manager = windowed()
+    request = make_hashed(manager, prompt_of(24))
+    block_ids = manager.pool.allocate(4) or []
+    for place, block_id in zip((0, 2, 3, 5), block_ids, strict=True):
+        manager.pool.store(block_id, request.block_hashes[place])
+    # Of five blocks the last two are seen, and the last is missing; of four both are there.
+    cached = manager.find_cached(request)
+    assert cached == [NULL_BLOCK, NULL_BLOCK, block_ids[1], block_ids[2]]
+    assert request.num_hit_tokens == 16
+
+
+def test_long_prompt_is_admitted_with_the_blocks_of_a_window_and_a_chunk() -> None:
+    manager = windowed(num_blocks=6, chunk=8)
+    request = make_request(prompt_of(80))
+    admit(manager, request)
+    assert len(request.block_ids) == 5 and request.capacity == 20
+    for end in (8, 16, 24, 32):
+        request.num_computed_tokens = end
+        manager.store_computed(request)
+        assert request.capacity >= end + 8
+        assert len(request.block_ids) - request.num_released_blocks == 5
+    manager.free(request)
+    assert manager.pool.is_all_free()

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,8 +13,8 @@ def make(sequence: int, num_tokens: int, priority: int = 0) -> Request:
     return Request(new, 10_000, sequence, root_hash())
 
 
-def share(requests: list[Request], budget: int) -> dict[int, int]:
-    shares = share_budget(requests, budget, lambda request: True)
+def share(requests: list[Request], budget: int, block_size: int = 1) -> dict[int, int]:
+    shares = share_budget(requests, budget, block_size, lambda request: True)
     return {request.handle: num_tokens for request, num_tokens in shares.items()}
 
 
@@ -35,8 +36,20 @@ def test_more_urgent_priority_gets_all_it_can_use() -> None:
 
 def test_refused_request_leaves_its_share_to_the_others() -> None:
     first, second = make(1, 1000), make(2, 1000)
-    shares = share_budget([first, second], 100, lambda request: request is second)
+    shares = share_budget([first, second], 100, 1, lambda request: request is second)
     assert shares == {second: 100}
+
+
+def test_chunks_end_with_a_block_unless_they_end_a_prompt() -> None:
+    assert share([make(1, 1000), make(2, 37)], 170, block_size=16) == {1: 128, 2: 37}
+    begun = make(1, 1000)
+    begun.num_computed_tokens = 10
+    assert share([begun], 160, block_size=16) == {1: 150}
+
+
+@pytest.mark.parametrize("budget", [7, 16, 31])
+def test_budget_of_few_blocks_is_spent_all_the_same(budget: int) -> None:
+    assert share([make(1, 1000)], budget, block_size=16) == {1: budget}
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 256))

@@ -1,6 +1,7 @@
 """The sampler's stages for one row in numpy and plain integers: what the fast one must equal."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,20 @@ def reference_token(raw: Row, params: SamplingParams, prompt: list[int], output:
         x[token_id] += np.float32(bias)
     penalize(x, params, prompt, output)
     if np.all(x == -np.inf):
-        return int(raw.argmax())
+        return last_resort(raw, params, output)
     if params.is_greedy:
         return int(x.argmax())
     x = truncate(x / np.float32(params.temperature), params)
     noise = [gumbel(params.seed, len(output), token_id) for token_id in range(len(x))]
     return int((x.astype(np.float64) + np.array(noise)).argmax())
+
+
+def last_resort(raw: Row, params: SamplingParams, output: list[int]) -> int:
+    """The most likely of what may come at all; 0 where nothing may: the sequence fails."""
+    marks = np.zeros_like(raw)
+    mask(marks, replace(params, min_tokens=0), output)
+    may = np.flatnonzero(marks == 0)
+    return int(may[raw[may].argmax()]) if len(may) else 0
 
 
 def clean(raw: Row) -> Row:

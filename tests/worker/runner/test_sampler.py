@@ -275,11 +275,24 @@ def test_odd_logits_harm_nobody(params: SamplingParams) -> None:
     assert found["huge"] == 0
 
 
-def test_nothing_left_to_choose_takes_the_most_likely() -> None:
+def test_nothing_left_to_choose_fails_its_sequence_alone() -> None:
     params = replace(GREEDY, allowed_token_ids=(0, 99), bad_words=((0,),))
-    assert sample_one([1.0, 3.0, 2.0], params) == 1
-    assert sample_one([1.0, 3.0, 2.0], replace(params, temperature=1.0, top_k=2)) == 1
-    assert sample_one([1.0, 3.0, 2.0], replace(params, allowed_token_ids=(99,), bad_words=())) == 1
+    rows = [
+        params,
+        replace(params, temperature=1.0, top_k=2),
+        replace(params, allowed_token_ids=(99,), bad_words=()),
+        GREEDY,
+    ]
+    sampler = make_sampler(3, [(row, [], []) for row in rows])
+    sampled = sampler.step(torch.tensor([[1.0, 3.0, 2.0]] * 4), [0, 1, 2, 3])
+    assert sampled.token_ids[3] == 1
+    assert set(sampled.failed) == {0, 1, 2}
+    assert "allowed_token_ids and bad_words together" in sampled.failed[0]
+
+
+def test_min_tokens_gives_way_where_nothing_else_is_left() -> None:
+    params = replace(GREEDY, allowed_token_ids=(2,), stop_token_ids=(2,), min_tokens=5)
+    assert sample_one([1.0, 3.0, 2.0], params) == 2
 
 
 def test_logprobs_are_of_the_raw_logits_and_only_for_who_asked() -> None:
