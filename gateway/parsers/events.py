@@ -1,4 +1,4 @@
-"""What a tool-call parser finds in a model's text, and how an answer tells it to the client.
+"""What parsers find in a model's text, and how an answer tells it to the client.
 
 Parsers give ParserEvents; ToolReader (gateway/parsers/reader.py) numbers and names the calls.
 """
@@ -9,7 +9,14 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Text that is no call."""
+    """Text that is no call and no thought."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What the model thinks before it answers."""
 
     text: str
 
@@ -31,10 +38,10 @@ class CallEnded:
     pass
 
 
-ParserEvent = Content | CallStarted | Arguments | CallEnded
+ParserEvent = Content | Reasoning | CallStarted | Arguments | CallEnded
 
 
-class ToolParser(Protocol):
+class TextReader(Protocol):
     """One choice's parser. Invariants: calls do not nest; the events of all `feed` calls and of one
     `finish`, neighbours of a kind joined, do not depend on how the text was cut; nothing raises.
     Owned by the event loop.

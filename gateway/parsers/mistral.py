@@ -1,20 +1,39 @@
-"""Mistral: `[TOOL_CALLS][{…}, {…}]`, or in newer models `[TOOL_CALLS]name[ARGS]{…}` a call.
+"""Mistral's two ways: a JSON list of calls, or in newer models a name and its arguments.
 
-Their templates take call ids of nine letters and digits only.
+`[TOOL_CALLS][{…}, {…}]` and `[TOOL_CALLS]add[ARGS]{…}[TOOL_CALLS]…`; any model's answer is read
+either way, by its first character. Its templates take call ids of nine letters and digits only.
 """
 
-from gateway.parsers.call_reader import CallList, CallReader, NamedCall, Names, Progress
-from gateway.parsers.events import ParserEvent
-from gateway.parsers.text_parser import ToolFormat
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-_MARKS = ("[CALL_ID]", "[ARGS]")
+from gateway.parsers.call_reader import CallReader, GrammarTool, Progress, Quote, Tools
+from gateway.parsers.events import ParserEvent
+from gateway.parsers.json_calls import JsonSyntax
+from gateway.parsers.named_calls import NamedSyntax
+
+_HEAD = re.compile(r"\s*(?P<name>[^\[\]{}\s]+)\s*(?:\[CALL_ID\][^\[\]]*)?(?:\[ARGS\])?\s*")
+_LISTED = JsonSyntax()
+_NAMED = NamedSyntax(_HEAD, after_name="[ARGS]")
+
+
+@dataclass(frozen=True, slots=True)
+class MistralSyntax:
+    writes_names: bool  # the newer way
+
+    def make_reader(self, tools: Tools) -> CallReader:
+        return MistralCalls(tools)
+
+    def rules(self, tools: Sequence[GrammarTool], quote: Quote) -> list[str]:
+        return (_NAMED if self.writes_names else _LISTED).rules(tools, quote)
 
 
 class MistralCalls:
-    """Decides by the first character which of the two forms it is. See CallReader."""
+    """See CallReader."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
         self._space = ""
         self._reader: CallReader | None = None
 
@@ -35,17 +54,11 @@ class MistralCalls:
             if char.isspace():
                 self._space += char
                 return []
-            is_json = char in "[{"
-            self._reader = CallList(self._names) if is_json else NamedCall(self._names, _MARKS)
+            syntax = _LISTED if char in "[{" else _NAMED
+            self._reader = syntax.make_reader(self._tools)
             for skipped in self._space:
                 self._reader.push(skipped)
         return self._reader.push(char)
 
-
-MISTRAL = ToolFormat(
-    "mistral",
-    marks=("[TOOL_CALLS]",),
-    inner_marks=_MARKS,
-    make_reader=MistralCalls,
-    call_ids="mistral",
-)
+    def finish(self) -> list[ParserEvent]:
+        return [] if self._reader is None else self._reader.finish()

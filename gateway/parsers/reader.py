@@ -5,18 +5,20 @@ Made by Generation, one a choice, from the plan's ToolReading.
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gateway.parsers.call_reader import Tools
 from gateway.parsers.events import (
     Arguments,
     CallStarted,
     Content,
     ParserEvent,
+    TextReader,
     ToolDelta,
-    ToolParser,
 )
-from gateway.parsers.text_parser import ForcedCall, TextParser, ToolFormat
+from gateway.parsers.text_parser import TextParser
+from gateway.parsers.tool_format import ToolFormat
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -26,16 +28,14 @@ class ToolReading:
     """How a request's answers are searched for calls."""
 
     tool_format: ToolFormat
-    names: frozenset[str]
-    forced: str | None = None  # the answer is this function's arguments and nothing else
+    tools: Tools
+    forced: str | None = None  # the client named this function
     takes_many: bool = True
 
     def make_reader(self) -> "ToolReader":
-        parser: ToolParser
-        if self.forced is not None:
-            parser = ForcedCall(self.forced)
-        else:
-            parser = TextParser(self.tool_format, self.names)
+        parser = None
+        if not self.tool_format.has_channels:
+            parser = TextParser(self.tool_format, self.tools)
         make_id = _mistral_id if self.tool_format.call_ids == "mistral" else _openai_id
         return ToolReader(parser, self.takes_many, make_id)
 
@@ -43,19 +43,28 @@ class ToolReading:
 class ToolReader:
     """Invariant: only a call's first delta has id and name. Owned by the event loop."""
 
-    def __init__(self, parser: ToolParser, takes_many: bool, make_id: Callable[[], str]) -> None:
+    def __init__(
+        self, parser: TextReader | None, takes_many: bool, make_id: Callable[[], str]
+    ) -> None:
+        """Without a parser all calls come from whoever found them before."""
         self.num_calls = 0
         self._parser = parser
         self._takes_many = takes_many
         self._make_id = make_id
 
-    def feed(self, text: str, *, is_last: bool) -> tuple[str, list[ToolDelta]]:
-        """The text that is content, and what is new of calls."""
+    def feed(
+        self, text: str, *, is_last: bool, found: Sequence[ParserEvent] = ()
+    ) -> tuple[str, list[ToolDelta]]:
+        """The text that is content, and what is new of calls. `found`: of calls, told before."""
+        deltas: list[ToolDelta] = []
+        for event in found:
+            self._take(event, deltas)
+        if self._parser is None:
+            return text, deltas
         events = self._parser.feed(text)
         if is_last:
             events += self._parser.finish()
         content: list[str] = []
-        deltas: list[ToolDelta] = []
         for event in events:
             if isinstance(event, Content):
                 content.append(event.text)

@@ -1,56 +1,32 @@
 """The one incremental parser: text that may hold calls, of whatever format, to events.
 
-Formats differ in data only (ToolFormat): which marks announce calls, whether a call may also stand
-bare, and how calls are written. Knows nothing of tokens or HTTP.
+Formats differ in data only (gateway/parsers/tool_format.py): which marks announce calls, whether a
+call may also stand bare, and how calls are written. Knows nothing of tokens or HTTP.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-from gateway.parsers.call_reader import CallList, CallReader, Names, Progress
-from gateway.parsers.events import Arguments, CallEnded, CallStarted, Content, ParserEvent
+from gateway.parsers.call_reader import CallReader, Progress, Tools
+from gateway.parsers.events import Arguments, CallStarted, Content, ParserEvent
+from gateway.parsers.marks import first_mark, num_held
+from gateway.parsers.tool_format import ToolFormat
 
 _SEPARATORS = ";,"
 
 
-@dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """How one family of models writes its calls."""
-
-    name: str
-    marks: tuple[str, ...] = ()  # what announces calls
-    end_mark: str = ""  # closes what a mark announced
-    inner_marks: tuple[str, ...] = ()  # between names and arguments
-    takes_bare: bool = False  # calls may also be the whole text, without a mark
-    make_reader: Callable[[Names], CallReader] = CallList
-    call_ids: Literal["openai", "mistral"] = "openai"
-
-    @property
-    def is_tagged(self) -> bool:
-        """Every call stands between a mark and an end mark."""
-        return bool(self.end_mark) and not self.takes_bare
-
-    @property
-    def all_marks(self) -> tuple[str, ...]:
-        """Those that may be tokens of their own, and must not be hidden then."""
-        return tuple(mark for mark in (*self.marks, self.end_mark, *self.inner_marks) if mark)
-
-
 class TextParser:
-    """A ToolParser for any ToolFormat.
+    """A TextReader for any ToolFormat.
 
     Three places: in text; in a reader, where a call may be; behind a bare call, where another may
     follow. What a reader refuses is text again, read anew from behind its mark.
     """
 
-    def __init__(self, tool_format: ToolFormat, names: Names) -> None:
+    def __init__(self, tool_format: ToolFormat, tools: Tools) -> None:
         self._format = tool_format
-        self._names = names
+        self._tools = tools
         self._reader: CallReader | None = None
         self._mark = ""  # that announced the reader, as long as it is not told
+        self._has_told = False  # the reader, of a call
         self._is_bare = False
-        self._may_be_bare = tool_format.takes_bare  # nothing but space so far
+        self._may_be_bare = bool(tool_format.bare_begins)  # nothing but space so far
         self._is_behind_bare = False
         self._has_calls = False
         self._has_content = False
@@ -66,10 +42,11 @@ class TextParser:
         reader = self._reader
         if reader is not None:
             self._reader = None
-            if reader.is_call_open:
-                self._emit(CallEnded())
-            elif not self._is_behind_call(reader):
+            for event in reader.finish():
+                self._emit(event)
+            if not self._is_behind_call(reader):
                 self._content(self._mark + reader.unread)
+            self._mark = ""
         held, self._held = self._held, ""
         if not self._is_behind_bare:
             self._content(held)
@@ -110,7 +87,11 @@ class TextParser:
             if reader.progress is Progress.FAILED:
                 self._content(self._mark)
                 refused = reader.unread
-            self._is_behind_bare = self._is_bare and reader.progress is Progress.DONE
+            elif not self._has_told:  # an empty list
+                self._content(self._mark + reader.unread)
+            self._is_behind_bare = (
+                self._is_bare and self._has_told and reader.progress is Progress.DONE
+            )
             self._mark = ""
             return text[place + 1 :], refused
         return "", ""
@@ -127,7 +108,7 @@ class TextParser:
         if rest:
             held, self._held = self._held, ""
             self._may_be_bare = self._is_behind_bare = False
-            if rest[0] in "{[":
+            if rest[0] in self._format.bare_begins:
                 self._begin(held, is_bare=True)
             else:
                 return held.lstrip() + rest
@@ -137,28 +118,31 @@ class TextParser:
         text = self._held + text
         self._held = ""
         marks = self._format.marks
-        if self._has_calls and self._format.end_mark:
-            marks = (*marks, self._format.end_mark)
-        found = _first_mark(text, marks)
+        if self._has_calls:
+            marks = (*marks, *self._format.end_marks)
+        found = first_mark(text, marks)
         if found is None:
-            kept = _num_held(text, marks)
+            kept = num_held(text, marks)
             self._content(text[: len(text) - kept])
             self._held = text[len(text) - kept :]
             return ""
         start, mark = found
         self._content(text[:start])
-        if mark != self._format.end_mark:
+        if mark in self._format.marks:
             self._begin(mark, is_bare=False)
+        else:
+            self._space = ""
         return text[start + len(mark) :]
 
     def _begin(self, mark: str, *, is_bare: bool) -> None:
-        self._reader = self._format.make_reader(self._names)
+        self._reader = self._format.syntax.make_reader(self._tools)
         self._mark = mark
         self._is_bare = is_bare
+        self._has_told = False
 
     def _emit(self, event: ParserEvent) -> None:
         if isinstance(event, CallStarted):
-            self._has_calls = True
+            self._has_calls = self._has_told = True
             self._mark = self._space = ""
         last = self._events[-1] if self._events else None
         if isinstance(event, Arguments) and isinstance(last, Arguments):
@@ -184,40 +168,3 @@ class TextParser:
     def _take_events(self) -> list[ParserEvent]:
         events, self._events = self._events, []
         return events
-
-
-class ForcedCall:
-    """A ToolParser for text that is one call's arguments and nothing else."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._is_open = False
-
-    def feed(self, text: str) -> list[ParserEvent]:
-        if not text:
-            return []
-        if self._is_open:
-            return [Arguments(text)]
-        self._is_open = True
-        return [CallStarted(self._name), Arguments(text)]
-
-    def finish(self) -> list[ParserEvent]:
-        return [CallEnded()] if self._is_open else []
-
-
-def _first_mark(text: str, marks: tuple[str, ...]) -> tuple[int, str] | None:
-    places = [(text.find(mark), -len(mark), mark) for mark in marks]
-    found = [place for place in places if place[0] >= 0]
-    if not found:
-        return None
-    start, _, mark = min(found)
-    return start, mark
-
-
-def _num_held(text: str, marks: tuple[str, ...]) -> int:
-    """The length of the longest end of `text` that begins a mark."""
-    longest = max((len(mark) for mark in marks), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(mark.startswith(text[-length:]) for mark in marks):
-            return length
-    return 0

@@ -58,6 +58,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._wants_parts = iterates_over_content(source)
         self._knows_developer = "developer" in source
+        self._says_thinking = ".thinking" in source
 
     def render(self, messages: Sequence[Message], options: ChatOptions) -> str:
         """Raises: InvalidRequestError."""
@@ -113,7 +114,13 @@ class ChatTemplate:
         role = message["role"]
         if role == "developer" and not self._knows_developer:
             role = "system"
-        return {**message, "role": role, "content": self._content(message.get("content"))}
+        prepared = {**message, "role": role, "content": self._content(message.get("content"))}
+        # The third name of a history's thoughts; such templates take text before a call for one too
+        # and refuse both.
+        has_both = message.get("content") and message.get("tool_calls")
+        if self._says_thinking and "reasoning" in message and not has_both:
+            prepared["thinking"] = message["reasoning"]
+        return prepared
 
     def _content(self, content: str | list[str] | None) -> str | list[dict[str, str]]:
         texts = [content] if isinstance(content, str) else content or []

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from gateway.errors import EngineError, UnavailableError
 from gateway.logprobs import ScoredToken
-from gateway.parsers.events import ToolDelta
+from gateway.parsers.answer import AnswerReader, AnswerReading
+from gateway.parsers.events import Content, ParserEvent, Reasoning, ToolDelta
 from gateway.schemas.answers import AnswerEnd, StopReason
 from gateway.text.detokenizer import Detokenizer
 from gateway.text.stop import StopStrings
@@ -29,6 +30,7 @@ class TextSettings:
     wants_logprobs: bool = False
     echoes_prompt_logprobs: bool = False
     drops_output: bool = False  # the client wants the echoed prompt only
+    answer: AnswerReading | None = None  # None: the model does not think, all text is its answer
 
 
 @dataclass(slots=True)
@@ -37,12 +39,20 @@ class ChoiceEvent:
 
     index: int
     text: str = ""
+    reasoning: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: AnswerEnd | None = None
     stop_reason: StopReason = None
+    found_calls: list[ParserEvent] | None = None  # told with the thoughts
+    hidden_places: list[int] | None = None  # in token_ids: thoughts that nobody wants
     tool_deltas: list[ToolDelta] = field(default_factory=list)
     logprobs: list[ScoredToken] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+
+    def drop_hidden(self) -> None:
+        hidden = frozenset(self.hidden_places or ())
+        self.token_ids = [id_ for i, id_ in enumerate(self.token_ids) if i not in hidden]
+        self.hidden_places = None
 
 
 class Choice:
@@ -52,13 +62,15 @@ class Choice:
         *(
             "_detokenizer",
             "_echo_text",
+            "_is_plain",
             "_offset",
             "_prompt_ids",
+            "_reader",
             "_settings",
             "_stops",
             "_tokenizer",
         ),
-        *("finish_reason", "index", "num_tokens", "timing"),
+        *("finish_reason", "index", "num_reasoning_tokens", "num_tokens", "timing"),
     )
 
     def __init__(
@@ -71,6 +83,7 @@ class Choice:
     ) -> None:
         self.index = index
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.timing = Timing()
         self._settings = settings
@@ -78,6 +91,10 @@ class Choice:
         self._prompt_ids = prompt_ids
         self._echo_text = echo_text
         self._offset = len(echo_text)
+        # Its tokens are just text: no stop strings, no scores, nothing dropped.
+        self._is_plain = not (settings.stops or settings.wants_logprobs or settings.drops_output)
+        reading = settings.answer
+        self._reader: AnswerReader | None = None if reading is None else reading.make_reader()
         self._stops = StopStrings(settings.stops, include=settings.include_stop)
         self._detokenizer = Detokenizer(
             tokenizer,
@@ -88,6 +105,10 @@ class Choice:
 
     def feed(self, deltas: list[TokenDelta]) -> ChoiceEvent:
         """Raises: APIError when the engine gave the request up."""
+        if len(deltas) == 1 and self._is_plain and self._reader is None and self.num_tokens:
+            delta = deltas[0]
+            if delta.finish_reason is None and delta.timing is None:
+                return self._feed_plain(delta.token_ids)
         event = ChoiceEvent(self.index)
         if self._settings.wants_logprobs:
             event.logprobs = []
@@ -103,6 +124,15 @@ class Choice:
             self._echo_text = ""
         return event
 
+    def _feed_plain(self, token_ids: list[int]) -> ChoiceEvent:
+        """Nearly every delta: tokens, neither the first nor the last."""
+        self.num_tokens += len(token_ids)
+        push = self._detokenizer.push
+        if len(token_ids) == 1:
+            return ChoiceEvent(self.index, push(token_ids[0]), token_ids=token_ids)
+        text = "".join([push(id_) for id_ in token_ids])
+        return ChoiceEvent(self.index, text, token_ids=token_ids)
+
     def _take(self, delta: TokenDelta, event: ChoiceEvent) -> None:
         if delta.finish_reason in ("abort", "error"):
             _raise_failure(delta.finish_reason)
@@ -110,7 +140,7 @@ class Choice:
             if delta.token_ids or delta.finish_reason is not None:
                 self._end("length", event)
             return
-        if self._settings.stops or self._settings.wants_logprobs:
+        if not self._is_plain or self._reader is not None:
             self._take_one_by_one(delta, event)
         else:
             shown = self._num_shown(delta)
@@ -128,7 +158,10 @@ class Choice:
         for place, token_id in enumerate(delta.token_ids):
             piece = self._detokenizer.push(token_id) if place < shown else ""
             self._count(delta, place, len(piece), event)
-            self._show(piece, event)
+            if self._reader is None:
+                self._show(piece, event)
+            else:
+                self._read(self._reader, piece, event)
             if self._stops.matched is not None:
                 event.stop_reason = self._stops.matched
                 self._end("stop", event)
@@ -142,6 +175,31 @@ class Choice:
             event.logprobs.append(ScoredToken(token_id, self._offset, delta.logprobs[place]))
         self._offset += num_chars
 
+    def _read(self, reader: AnswerReader, piece: str, event: ChoiceEvent) -> None:
+        """One token's text. Marks are no thoughts: they count neither way."""
+        was_thinking = reader.is_thinking
+        self._tell(reader.feed(piece), event)
+        if was_thinking and reader.is_thinking:
+            self.num_reasoning_tokens += 1
+        if reader.is_over:
+            self._reader = None
+        assert self._settings.answer is not None
+        if self._settings.answer.is_hidden and (was_thinking or reader.is_thinking):
+            event.hidden_places = [*(event.hidden_places or ()), len(event.token_ids) - 1]
+            if event.logprobs:
+                event.logprobs.pop()
+
+    def _tell(self, found: list[ParserEvent], event: ChoiceEvent) -> None:
+        assert self._settings.answer is not None
+        for part in found:
+            if isinstance(part, Reasoning):
+                if not self._settings.answer.is_hidden:
+                    event.reasoning += part.text
+            elif isinstance(part, Content):
+                self._show(part.text, event)
+            else:
+                event.found_calls = [*(event.found_calls or ()), part]
+
     def _show(self, piece: str, event: ChoiceEvent) -> None:
         if self.num_tokens > self._settings.min_tokens:
             event.text += self._stops.push(piece)
@@ -150,7 +208,11 @@ class Choice:
 
     def _finish(self, delta: TokenDelta, event: ChoiceEvent) -> None:
         assert delta.finish_reason is not None
-        self._show(self._detokenizer.finish(), event)
+        if self._reader is None:
+            self._show(self._detokenizer.finish(), event)
+        else:
+            self._tell(self._reader.feed(self._detokenizer.finish()), event)
+            self._tell(self._reader.finish(), event)
         if self._stops.matched is not None:
             event.stop_reason = self._stops.matched
             self._end("stop", event)

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 
 from gateway.errors import APIError, EngineError, UnavailableError
-from gateway.parsers.registry import detect_format
-from gateway.parsers.text_parser import ToolFormat
+from gateway.parsers.reasoning import ReasoningFormat
+from gateway.parsers.registry import AUTO, ParserNames, choose_formats
+from gateway.parsers.tool_format import ToolFormat
 from gateway.text.chat_template import (
     DEFAULT_STOPS,
     DEFAULT_TEMPLATE,
@@ -24,6 +25,8 @@ from gateway.text.chat_template import (
     ChatTemplate,
     Message,
 )
+from gateway.text.infill import Infill, find_infill
+from gateway.text.mark_tokens import MarkTokens
 from gateway.text.tokenizer import TextTokenizer
 from gateway.tokens import ClusterView, ModelInfo
 
@@ -67,9 +70,14 @@ class TextModel:
     templates: Mapping[str, ChatTemplate]  # "default", and "tool_use" where the model has one
     has_own_template: bool
     tool_format: ToolFormat
+    reasoning_format: ReasoningFormat | None  # None: the model does not think
+    marks: MarkTokens
+    thought_mark_ids: frozenset[int]  # special tokens that are part of how it thinks,
+    call_mark_ids: frozenset[int]  # and of how it writes calls
+    infill: Infill | None = None  # None: the model cannot fill in the middle
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> "TextModel":
+    def from_files(cls, files: Mapping[str, bytes], parsers: ParserNames = AUTO) -> "TextModel":
         """Raises: EngineError when the files make no usable text side."""
         if "tokenizer.json" not in files:
             raise EngineError("The model has no tokenizer.json, so its text cannot be served.")
@@ -86,32 +94,45 @@ class TextModel:
             tokenizer = TextTokenizer(files["tokenizer.json"])
         except Exception as error:  # the library raises a bare Exception
             raise EngineError(f"The model's tokenizer.json cannot be read: {error}") from error
+        tool_format, reasoning_format = choose_formats(
+            parsers, sources.values(), tokenizer.added_tokens.values()
+        )
+        marks = MarkTokens(tokenizer.added_tokens)
+        thought_marks = () if reasoning_format is None else reasoning_format.all_marks
         return cls(
             tokenizer=tokenizer,
             defaults=GenerationDefaults.from_json(files.get("generation_config.json")),
             templates=templates,
             has_own_template=bool(sources),
-            tool_format=detect_format(sources.values(), tokenizer.added_tokens.values()),
+            tool_format=tool_format,
+            reasoning_format=reasoning_format,
+            marks=marks,
+            thought_mark_ids=marks.ids_in(thought_marks) & tokenizer.special_ids,
+            call_mark_ids=marks.ids_in(tool_format.all_marks) & tokenizer.special_ids,
+            infill=find_infill(tokenizer.added_tokens.values()),
         )
 
     @property
     def chat_stops(self) -> tuple[str, ...]:
         return () if self.has_own_template else DEFAULT_STOPS
 
-    def special_mark_ids(self) -> frozenset[int]:
-        """The special tokens that are part of how this model writes its calls."""
-        marks = self.tool_format.all_marks
-        special = self.tokenizer.special_ids
-        added = self.tokenizer.added_tokens
-        return frozenset(id_ for id_, text in added.items() if id_ in special and text in marks)
+    def mark_ids(self, *, has_tools: bool) -> frozenset[int]:
+        """The special tokens that must not be hidden, for they are read."""
+        return self.thought_mark_ids | self.call_mark_ids if has_tools else self.thought_mark_ids
 
     def encode_chat(
         self, messages: list[Message], options: ChatOptions, add_special_tokens: bool | None
     ) -> list[int]:
+        return self.encode_prompt(self.render_chat(messages, options), add_special_tokens)
+
+    def render_chat(self, messages: list[Message], options: ChatOptions) -> str:
+        """Raises: InvalidRequestError."""
+        name = "tool_use" if options.tools and "tool_use" in self.templates else "default"
+        return self.templates[name].render(messages, options)
+
+    def encode_prompt(self, text: str, add_special_tokens: bool | None) -> list[int]:
         """A model's own template writes its special tokens itself; the default one leaves them to
         the tokenizer, as a plain completion does."""
-        name = "tool_use" if options.tools and "tool_use" in self.templates else "default"
-        text = self.templates[name].render(messages, options)
         if add_special_tokens is None:
             add_special_tokens = not self.has_own_template
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, param="messages")
@@ -125,8 +146,11 @@ class TextModels:
     _MAX_INLINE_BYTES = 2048
     _LOAD_TIMEOUT_S = 60.0
 
-    def __init__(self, view: ClusterView, num_threads: int = 2) -> None:
+    def __init__(
+        self, view: ClusterView, num_threads: int = 2, parsers: ParserNames = AUTO
+    ) -> None:
         self._view = view
+        self._parsers = parsers
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="text")
         self._loads: dict[str, asyncio.Task[TextModel]] = {}
 
@@ -169,7 +193,9 @@ class TextModels:
             async with asyncio.timeout(self._LOAD_TIMEOUT_S):
                 files = await self._view.model_files(digest)
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._pool, TextModel.from_files, files)
+                return await loop.run_in_executor(
+                    self._pool, TextModel.from_files, files, self._parsers
+                )
         except TimeoutError:
             raise UnavailableError("The model's tokenizer files did not arrive in time.") from None
 

@@ -30,10 +30,15 @@ class TextTokenizer:
         self._added = {id_: token.content for id_, token in added.items()}
         self._decoder_kinds = _decoder_kinds(self.backend)
         self._token_bytes: dict[int, bytes] = {}
+        self.plain_texts = PlainTexts(self)
 
     @property
     def added_tokens(self) -> dict[int, str]:
         return self._added
+
+    def hidden_ids(self, shown_ids: frozenset[int]) -> frozenset[int]:
+        """The special ones but for these."""
+        return self.special_ids - shown_ids if shown_ids else self.special_ids
 
     def encode(self, text: str, *, add_special_tokens: bool, param: str = "prompt") -> list[int]:
         try:
@@ -56,6 +61,15 @@ class TextTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
+    def find_plain_text(self, token_id: int) -> str | None:
+        if self._decoder_kinds != {"ByteLevel"} or token_id >= self.num_ids:
+            return None
+        try:
+            text = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+        return text if text == self.decode([token_id]) else None
+
     def _find_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode()
@@ -70,6 +84,23 @@ class TextTokenizer:
         if self._decoder_kinds & {"Metaspace", "Replace"}:
             return token.replace(_METASPACE, " ").encode()
         return self.decode([token_id]).encode()
+
+
+class PlainTexts(dict[int, str | None]):
+    """By id: what a token is in a text, whatever stands around it; None where that depends.
+
+    With a byte-level decoder each token is its bytes, so all that are whole characters are plain.
+    Other decoders look at neighbours or at the text's start. Filled as ids are asked for.
+    """
+
+    def __init__(self, tokenizer: "TextTokenizer") -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> str | None:
+        text = self._tokenizer.find_plain_text(token_id)
+        self[token_id] = text
+        return text
 
 
 def _num_ids(backend: Tokenizer) -> int:

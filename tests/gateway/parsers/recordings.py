@@ -1,11 +1,7 @@
 """Answers as models write them, with what they mean: (format, text, content, calls)."""
 
-from gateway.parsers.generic import GENERIC
-from gateway.parsers.hermes import HERMES
-from gateway.parsers.llama import LLAMA
-from gateway.parsers.mistral import MISTRAL
+from gateway.parsers.formats import GENERIC, HERMES, LLAMA, MISTRAL
 
-NAMES = frozenset({"add", "get_weather"})
 ONE = ("add", '{"a": 1, "b": [2, {"c": "}]"}]}')
 CITY = ("get_weather", '{"city": "São \\"Paulo\\" \\u00e9", "unit": null}')
 NONE = ("add", "{}")
@@ -27,7 +23,7 @@ RECORDINGS = [
     (
         HERMES,
         f"{_hermes(ONE)} then <b> and {_hermes(CITY)} done",
-        "then <b> and\n done",
+        "then <b> and done",
         [ONE, CITY],
     ),
     (HERMES, f'<tool_call>{{"arguments": {CITY[1]}, "name": "get_weather"}}', "", [CITY]),
