@@ -5,6 +5,7 @@ Standard library only (YAML is imported when a file is given): `shoal --help` an
 """
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cluster.config import PolicyName
+from cluster.speculation_flag import speculation
+from worker.config import SpeculationConfig
 
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -74,6 +77,18 @@ def seconds(text: str) -> float:
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def milliseconds(text: str) -> float | None:
+    """None: chosen to suit the model ("auto")."""
+    if text.strip() == "auto":
+        return None
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not "auto" or a number of milliseconds'
+        ) from None
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +156,12 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="shards of one replica (default: 1)",
     )
     add(
+        "--enable-expert-parallel",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="shards have experts whole, not a slice of every one (default: off)",
+    )
+    add(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
@@ -172,6 +193,12 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of a shard (default: its share of cores, 1 for a small model)",
     )
+    add(
+        "--native-kernels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on CPUs: Shoal's own kernels, where there are any, instead of torch's (default: on)",
+    )
 
 
 def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +224,20 @@ def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
         default=2048,
         metavar="N",
         help="tokens a step (default: %(default)s)",
+    )
+    add(
+        "--target-itl-ms",
+        type=milliseconds,
+        metavar="MS",
+        help="between a stream's tokens while prompts come in; 0: no limit (default: auto)",
+    )
+    add(
+        "--speculative-config",
+        type=speculation,
+        default=SpeculationConfig(),
+        metavar="JSON",
+        help="guess tokens from repetitions: auto (default), off or "
+        '{"method": "ngram", "num_speculative_tokens": 8, ...}',
     )
     add(
         "--enable-prefix-caching",
@@ -339,4 +380,6 @@ def _flag(key: str, value: Any) -> list[str]:
         return [flag.replace("--", "--no-", 1)] if key.startswith("enable") else []
     if value is True:
         return [flag]
+    if isinstance(value, dict):
+        return [flag, json.dumps(value)]
     return [flag, *map(str, value if isinstance(value, list) else [value])]

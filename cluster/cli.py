@@ -1,4 +1,4 @@
-"""The `shoal` command: `serve`, `status`, `down`, `version`.
+"""The `shoal` command: `serve`, `status`, `down`, `keys`, `version`.
 
 Only argparse at import, so that help and mistakes answer at once; each command imports what it
 needs.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.arguments import add_serve_arguments, config_arguments, dashed, seconds
 from cluster.cli_errors import CommandError
+from cluster.edge_arguments import add_edge_arguments
 from cluster.options import serve_options
 
 SERVE_EPILOG = (
@@ -36,8 +37,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         allow_abbrev=False,
     )
     add_serve_arguments(serve)
+    add_edge_arguments(serve)
     _add_status(commands.add_parser("status", help="replicas, blocks and requests of a cluster"))
     _add_down(commands.add_parser("down", help="remove the deployment of a Ray cluster"))
+    _add_keys(commands.add_parser("keys", help="API keys for --api-keys-file"))
     commands.add_parser("version", help="print the version")
     return parser, serve
 
@@ -56,6 +59,13 @@ def _add_down(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds running requests may take (default: %(default)g)",
     )
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    hashing = actions.add_parser("hash", help="print what stands in the file for a key")
+    hashing.add_argument("key", nargs="?", metavar="KEY", help="(default: read it, unseen by `ps`)")
+    actions.add_parser("new", help="print a new key and its hash")
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +114,10 @@ def _run(args: argparse.Namespace) -> int:
         from cluster.down import down
 
         return down(args.address, args.shutdown_timeout)
+    if args.command == "keys":
+        from cluster.keys import hash_key, new_key
+
+        return new_key() if args.action == "new" else hash_key(args.key)
     print(f"shoal {version()}")
     return 0
 

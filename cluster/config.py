@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from worker.config import RunnerConfig
+from worker.config import RunnerConfig, SpeculationConfig
 
 PolicyName = Literal["prefix_aware", "least_loaded"]
 
@@ -27,6 +27,8 @@ class DeploymentSpec:
     gpus_per_rank: float = 0.0
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
+    target_itl_ms: float | None = None  # see EngineConfig
+    speculation: SpeculationConfig | None = None
     policy: PolicyName = "prefix_aware"
     max_queued: int = 4096  # requests in the placement queue; beyond it they are refused
     created_unix_s: int = 0
@@ -38,6 +40,8 @@ class DeploymentSpec:
     def from_json(cls, text: str) -> "DeploymentSpec":
         fields = json.loads(text)
         fields["runner"] = RunnerConfig(**fields["runner"])
+        if fields.get("speculation") is not None:
+            fields["speculation"] = SpeculationConfig(**fields["speculation"])
         fields["served_names"] = tuple(fields["served_names"])
         return cls(**fields)
 

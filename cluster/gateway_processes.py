@@ -55,6 +55,7 @@ def gateway_command(options: ServeOptions, port: int, scheduler_address: str) ->
     command += ["--log-level", options.uvicorn_log_level]
     if options.uvicorn_log_level in ("info", "debug"):
         command.append("--access-log")
+    command += options.edge.gateway_flags()
     if options.root_path:
         command += ["--root-path", options.root_path]
     if options.num_gateways > 1:
@@ -67,6 +68,8 @@ def gateway_environment(options: ServeOptions, base: Mapping[str, str]) -> dict[
     env.pop("SHOAL_API_KEY", None)
     if options.api_keys:
         env["SHOAL_API_KEY"] = ",".join(options.api_keys)
+    if options.probe_key:
+        env["SHOAL_PROBE_KEY"] = options.probe_key
     return env
 
 
@@ -221,13 +224,17 @@ class GatewayProcesses:
         return death
 
 
-class SharedMetrics:
-    """The folder through which gateways on one port add up their metrics: a scrape reaches any one
-    of them and must tell of all. Ends with this object.
+class SharedFolder:
+    """The folder through which gateways on one port add up their metrics, as a scrape reaches any
+    one of them and must tell of all, and what tenants with limits have used. Ends with this object.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="shoal-metrics-")
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-gateways-")
+
+    @property
+    def flags(self) -> list[str]:
+        return ["--shared-folder", str(Path(self._folder.name, "tenants"))]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -245,11 +252,12 @@ def default_spawn(options: ServeOptions, port: int, scheduler_address: str) -> S
     env = gateway_environment(options, os.environ)
     if options.num_gateways < 2:
         return lambda index: popen(command, env)
-    metrics = SharedMetrics()
-    env |= metrics.environment
+    shared = SharedFolder()
+    command += shared.flags
+    env |= shared.environment
 
     def spawn(index: int) -> tuple[Process, OutputTail]:
-        metrics.forget_the_dead()
+        shared.forget_the_dead()
         return popen(command, env)
 
     return spawn

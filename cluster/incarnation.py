@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.actor_names import IncarnationName
 from cluster.config import RAY_NAMESPACE, DeploymentSpec, SchedulerConfig
 from cluster.errors import ResourcesMissing
+from cluster.rank_progress import RankProgress
 from cluster.ray_resources import explain_missing, remove_groups
 from cluster.startup_log import StartupLog
 from worker.config import ShardConfig
@@ -30,6 +31,7 @@ PREPARE_TIMEOUT_S = 180.0  # a cold disk imports torch slowly
 CALL_TIMEOUT_S = 30.0
 DEATH_TIMEOUT_S = 10.0
 EVENT_POLL_S = 0.1
+EVENT_ANSWER_S = 1.0
 GROUP_POLL_S = 1.0
 MIN_BUNDLE_CPU = 0.001  # Ray refuses an empty bundle
 
@@ -74,7 +76,7 @@ class Incarnation:
         """Returns what the leader tells of itself. Raises: StartFailed, or a shard's own
         exception.
         """
-        phases = _Phases(log, self.name.replica_id, self.spec.num_replicas > 1)
+        phases = _Phases(log, self.name.replica_id, self.spec.tp_size, self.spec.num_replicas > 1)
         await phases.run("Resources", self._describe_bundles(), self._reserve(config, phases))
         await phases.run("Shard actors", f"{self.spec.tp_size} processes", self._create())
         await phases.run("Shards prepared", "importing libraries", self._prepare())
@@ -85,7 +87,7 @@ class Incarnation:
             self._start_shards(rendezvous, scheduler_address, config.start_timeout_s)
         )
         try:
-            await phases.forward(self.leader, starting)
+            await phases.forward(self.shards, starting)
             return await starting
         finally:
             await stop_task(starting)
@@ -172,6 +174,8 @@ class Incarnation:
             served_names=self.spec.served_names,
             enable_prefix_caching=self.spec.enable_prefix_caching,
             max_logprobs=self.spec.max_logprobs,
+            target_itl_ms=self.spec.target_itl_ms,
+            speculation=self.spec.speculation,
             deployment_json=self.spec.to_json(),
         )
 
@@ -210,16 +214,27 @@ class Incarnation:
 
 
 class _Phases:
-    """Writes an incarnation's start to the log, its own phases and those the leader tells."""
+    """Writes an incarnation's start to the log: its own phases, those that the leader tells, and
+    the progress of all ranks.
+    """
 
-    def __init__(self, log: StartupLog, replica_id: str, is_one_of_many: bool) -> None:
+    def __init__(
+        self, log: StartupLog, replica_id: str, num_ranks: int, is_one_of_many: bool
+    ) -> None:
         self._log = log
         self._replica_id = replica_id
         self._prefix = f"{replica_id}: " if is_one_of_many else ""
-        self._seen = 0
+        self._seen = [0] * num_ranks
+        self._progress = RankProgress(num_ranks)
 
-    def say(self, phase: str, message: str, seconds: float | None = None) -> None:
-        self._log.add(phase, self._prefix + message, self._replica_id, seconds)
+    def say(
+        self,
+        phase: str,
+        message: str,
+        seconds: float | None = None,
+        fraction: float | None = None,
+    ) -> None:
+        self._log.add(phase, self._prefix + message, self._replica_id, seconds, fraction)
 
     async def run(self, phase: str, message: str, work: Awaitable[None]) -> None:
         began = time.monotonic()
@@ -227,31 +242,39 @@ class _Phases:
         await work
         self.say(phase, message, time.monotonic() - began)
 
-    async def forward(self, leader: Any, start: "asyncio.Task[Any]") -> None:
-        """Copies the leader's events until the start is over; how it ended is the caller's
+    async def forward(self, shards: list[Any], start: "asyncio.Task[Any]") -> None:
+        """Copies the shards' events until the start is over; how it ended is the caller's
         business.
         """
         while not start.done():
             await asyncio.wait([start], timeout=EVENT_POLL_S)
             if start.done() and start.exception() is not None:
                 return  # a dead leader tells no more
-            asking = asyncio.ensure_future(
-                call(leader.startup_events.remote(self._seen), CALL_TIMEOUT_S)
-            )
+            asking = [
+                asyncio.ensure_future(call(shard.startup_events.remote(seen), CALL_TIMEOUT_S))
+                for shard, seen in zip(shards, self._seen, strict=True)
+            ]
             try:
-                # A leader that is busy loading may not answer before the start is over.
-                await asyncio.wait([asking, start], return_when=asyncio.FIRST_COMPLETED)
-                if start.done() and not asking.done():
-                    await asyncio.wait([asking], timeout=EVENT_POLL_S)
-                if asking.done() and asking.exception() is None:
-                    self._copy(asking.result())
+                # A shard that is busy loading may not answer soon; it is asked again then.
+                await asyncio.wait(asking, timeout=EVENT_ANSWER_S)
+                for rank, answer in enumerate(asking):
+                    if answer.done() and answer.exception() is None:
+                        self._copy(rank, answer.result())
             finally:
-                await stop_task(asking)
+                for answer in asking:
+                    await stop_task(answer)
 
-    def _copy(self, events: list[dict[str, Any]]) -> None:
+    def _copy(self, rank: int, events: list[dict[str, Any]]) -> None:
+        """The phases of other ranks than the leader are the same; of them the progress counts."""
         for event in events:
-            self._seen = max(self._seen, int(event["seq"]))
-            self.say(event["phase"], event["message"], event["seconds"] if event["done"] else None)
+            self._seen[rank] = max(self._seen[rank], int(event["seq"]))
+            fraction = event.get("fraction")
+            if fraction is not None:
+                self._progress.update(rank, event["message"], fraction)
+                self.say(event["phase"], self._progress.message, None, self._progress.fraction)
+            elif rank == 0:
+                seconds = event["seconds"] if event["done"] else None
+                self.say(event["phase"], event["message"], seconds)
 
 
 async def call(ref: Any, timeout_s: float) -> Any:

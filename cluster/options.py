@@ -4,12 +4,15 @@ Knows nothing of Ray or processes: `cluster.cli` makes it from flags, `cluster.s
 """
 
 import argparse
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config import DeploymentSpec, PolicyName
-from worker.config import RunnerConfig
+from cluster.edge_arguments import edge_options
+from cluster.edge_options import EdgeOptions
+from worker.config import RunnerConfig, SpeculationConfig
 
 DEMO_NAME = "shoal-demo"
 DEMO_TP_SIZE = 2  # so that the demo shows a replica of two tensor-parallel shards
@@ -30,12 +33,16 @@ class ServeOptions:
     num_replicas: int
     enable_prefix_caching: bool
     max_logprobs: int
+    target_itl_ms: float | None
+    speculation: SpeculationConfig | None
     max_queued: int
     policy: PolicyName
     host: str
     port: int
     root_path: str
     api_keys: tuple[str, ...]
+    probe_key: str  # the launcher's own, where keys are asked for; else ""
+    edge: EdgeOptions
     uvicorn_log_level: str
     shutdown_timeout_s: float
     num_gateways: int
@@ -59,6 +66,8 @@ class ServeOptions:
             gpus_per_rank=1.0 if device == "cuda" else 0.0,
             enable_prefix_caching=self.enable_prefix_caching,
             max_logprobs=self.max_logprobs,
+            target_itl_ms=self.target_itl_ms,
+            speculation=self.speculation,
             policy=self.policy,
             max_queued=self.max_queued,
             created_unix_s=int(time.time()),
@@ -71,6 +80,7 @@ def serve_options(args: argparse.Namespace, env: Mapping[str, str]) -> ServeOpti
         raise ValueError(
             "--detach needs --address and --gateways 0: a cluster that stays and gateways elsewhere"
         )
+    api_keys = _api_keys(args.api_key, env)
     return ServeOptions(
         model=args.model,
         served_names=tuple(dict.fromkeys(args.served_model_name)),
@@ -82,12 +92,16 @@ def serve_options(args: argparse.Namespace, env: Mapping[str, str]) -> ServeOpti
         num_replicas=args.replicas,
         enable_prefix_caching=args.enable_prefix_caching,
         max_logprobs=args.max_logprobs,
+        target_itl_ms=args.target_itl_ms,
+        speculation=args.speculative_config,
         max_queued=args.max_num_queued_reqs,
         policy=args.routing_policy,
         host=args.host,
         port=args.port,
         root_path=args.root_path,
-        api_keys=_api_keys(args.api_key, env),
+        api_keys=api_keys,
+        probe_key=secrets.token_urlsafe(32) if api_keys or args.api_keys_file else "",
+        edge=edge_options(args),
         uvicorn_log_level=args.uvicorn_log_level,
         shutdown_timeout_s=args.shutdown_timeout,
         num_gateways=args.gateways,
@@ -112,7 +126,9 @@ def _runner(args: argparse.Namespace) -> RunnerConfig:
         kv_cache_bytes=args.kv_cache_memory_bytes,
         memory_utilization=args.gpu_memory_utilization,
         attention_backend=args.attention_backend,
+        enable_expert_parallel=args.enable_expert_parallel,
         num_threads=args.num_threads,
+        native_kernels=args.native_kernels,
     )
 
 

@@ -5,6 +5,7 @@ Plain `http.client`; no retries here beyond waiting for /readyz. Called by `clus
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Callable
 
@@ -22,9 +23,13 @@ def local_host(host: str) -> str:
 class Endpoint:
     """The endpoint as seen from this machine. Stateless: a connection per call."""
 
-    def __init__(self, host: str, port: int, api_key: str | None) -> None:
+    def __init__(
+        self, host: str, port: int, api_key: str | None, certificate: str | None = None
+    ) -> None:
+        """`certificate`: the file of the server's own, which is then the only one believed."""
         self._host = local_host(host)
         self._port = port
+        self._certificate = certificate
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -64,10 +69,20 @@ class Endpoint:
             raise CommandError(f"the endpoint answered {status}: {answer[:500]}")
         return str(json.loads(answer)["choices"][0]["text"])
 
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._certificate is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        context = ssl.create_default_context(cafile=self._certificate)
+        context.check_hostname = False  # it is issued for the name the world knows
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return http.client.HTTPSConnection(
+            self._host, self._port, timeout=timeout_s, context=context
+        )
+
     def _request(
         self, method: str, path: str, body: str | None, timeout_s: float
     ) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        connection = self._connection(timeout_s)
         try:
             connection.request(method, path, body, self._headers)
             response = connection.getresponse()

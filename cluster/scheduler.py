@@ -100,7 +100,12 @@ class ClusterScheduler:
         self._replicas = ReplicaManager(context, self._desk)
         news = ReplicaNews(report_stream_ended=self._replicas.look)
         self._servicer = SchedulerServicer(
-            self._registry, self._desk, self._feed, self._replicas.model_files, news
+            self._registry,
+            self._desk,
+            self._feed,
+            self._replicas.model_files,
+            news,
+            self._collector.exposition,
         )
         await self._open()
 

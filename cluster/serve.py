@@ -47,7 +47,7 @@ class Seams:
     spawn: Callable[[ServeOptions, int, str], gateway_processes.Spawn] = (
         gateway_processes.default_spawn
     )
-    endpoint: Callable[[str, int, str | None], Endpoint] = Endpoint
+    endpoint: Callable[[str, int, str | None, str | None], Endpoint] = Endpoint
     count_gpus: Callable[[], int] = count_gpus
     memory_plan: Callable[[DeploymentSpec, bool], str] = memory_plan
 
@@ -244,13 +244,19 @@ class Launcher:
             self._seen_events = max(self._seen_events, int(event["seq"]))
             if event["done"]:
                 self._display.phase(event["phase"], event["message"], event["seconds"])
+            elif event.get("fraction") is not None:
+                self._display.progress(event["phase"], event["message"], event["fraction"])
             else:
                 self._display.working(event["message"])
 
     def _first_token(self, spec: DeploymentSpec, source: ModelSource, http_port: int) -> None:
         options = self._options
-        key = options.api_keys[0] if options.api_keys else None
-        endpoint = self._seams.endpoint(options.host, http_port, key)
+        if options.edge.needs_client_certificate:  # which the launcher has none of
+            self._announce(spec, source, http_port)
+            return
+        endpoint = self._seams.endpoint(
+            options.host, http_port, options.probe_key or None, options.edge.ssl_certfile
+        )
         began = time.monotonic()
         self._display.working("Waiting for the gateway")
         endpoint.wait_ready(GATEWAY_READY_TIMEOUT_S, self._check)
@@ -258,13 +264,13 @@ class Launcher:
         began = time.monotonic()
         endpoint.first_token(spec.name)
         self._display.phase("First token", seconds=time.monotonic() - began)
-        self._announce(spec, source, http_port, key)
+        self._announce(spec, source, http_port)
 
-    def _announce(
-        self, spec: DeploymentSpec, source: ModelSource, http_port: int, key: str | None
-    ) -> None:
+    def _announce(self, spec: DeploymentSpec, source: ModelSource, http_port: int) -> None:
+        key = self._options.probe_key or None  # only whether there are keys; none is shown
+        scheme = "http" if self._options.edge.ssl_certfile is None else "https"
         host = local_host(self._options.host).replace(LOCAL_HOST, "localhost")
-        base_url = f"http://{f'[{host}]' if ':' in host else host}:{http_port}/v1"
+        base_url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{http_port}/v1"
         total_s = self._display.elapsed_s
         self._display.close()
         self._display.text(

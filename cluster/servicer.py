@@ -92,12 +92,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         feed: SnapshotFeed,
         model_files: Callable[[str], Awaitable[Mapping[str, bytes]]],
         news: ReplicaNews,
+        exposition: Callable[[], bytes] = bytes,
     ) -> None:
         self._registry = registry
         self._desk = desk
         self._feed = feed
         self._model_files = model_files  # raises KeyError for a digest nobody has
         self._news = news
+        self._exposition = exposition
 
     def pump(self) -> None:
         """Decide what can be decided now. Called after every event and by the control loop."""
@@ -149,11 +151,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     ) -> None:
         try:
             async for command in commands:
-                if command.WhichOneof("command") == "cancel":
-                    waiting.discard(command.cancel.id)
-                    self._desk.cancel((stream, command.cancel.id))
-                else:
-                    self._place(command.place, stream, waiting)
+                match command.WhichOneof("command"):
+                    case "cancel":
+                        waiting.discard(command.cancel.id)
+                        self._desk.cancel((stream, command.cancel.id))
+                    case "places":
+                        for place in command.places.places:
+                            self._place(place, stream, waiting)
+                    case _:
+                        self._place(command.place, stream, waiting)
         finally:
             stream.end()
 
@@ -190,6 +196,11 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         for name, data in files.items():
             for chunk in file_chunks(name, data):
                 yield chunk
+
+    async def GetMetrics(
+        self, request: scheduler_pb2.GetMetricsRequest, context: ReplyContext
+    ) -> scheduler_pb2.MetricsText:
+        return scheduler_pb2.MetricsText(exposition=self._exposition())
 
     async def Report(
         self,

@@ -121,6 +121,11 @@ def engine_counters(message: scheduler_pb2.EngineCounters) -> EngineCounters:
         finished_abort=message.finished_abort,
         finished_error=message.finished_error,
         step_seconds=message.step_seconds,
+        drafts=message.drafts,
+        draft_tokens=message.draft_tokens,
+        accepted_tokens=message.accepted_tokens,
+        step_tokens=message.step_tokens,
+        steps_by_tokens=tuple(message.steps_by_tokens),
     )
 
 

@@ -74,8 +74,9 @@ class Chunks(ABC):
     ) -> bytes:
         is_text_only = event.finish_reason is None and event.logprobs is None
         if is_text_only and usage is None and not self._head.wants_token_ids:
-            return self._text_frame(event.index, event.text) if event.text else b""
-        is_empty = is_text_only and not event.text and not event.token_ids
+            return self._plain_frames(event)
+        has_text = event.text or event.reasoning
+        is_empty = is_text_only and not has_text and not event.token_ids
         if is_empty and prompt_ids is None:
             return b""
         return self._full_frame(event, usage, prompt_ids)
@@ -90,6 +91,10 @@ class Chunks(ABC):
             head = self._open + b',"choices":[' + before + b"%d" % index + behind
             self._text_heads[index] = head
         return head + _encode(text) + self.text_after
+
+    def _plain_frames(self, event: ChoiceEvent) -> bytes:
+        """Of an event that has text at most."""
+        return self._text_frame(event.index, event.text) if event.text else b""
 
     def _full_frame(
         self, event: ChoiceEvent, usage: Usage | None, prompt_ids: list[int] | None
@@ -144,12 +149,23 @@ class ChatChunks(Chunks):
         if not event.tool_deltas:
             return super()._write_begun(event, usage, prompt_ids)
         text = replace(event, finish_reason=None, tool_deltas=[])
-        frames = [super()._write_begun(text, usage) if event.text or event.token_ids else b""]
+        has_text = event.text or event.reasoning or event.token_ids
+        frames = [super()._write_begun(text, usage) if has_text else b""]
         frames += [self._call_frame(event.index, delta, usage) for delta in event.tool_deltas]
         if event.finish_reason is not None:
-            end = replace(event, text="", token_ids=[], logprobs=None, tool_deltas=[])
+            end = replace(event, text="", reasoning="", token_ids=[], logprobs=None, tool_deltas=[])
             frames.append(self._full_frame(end, usage, None))
         return b"".join(frames)
+
+    def _plain_frames(self, event: ChoiceEvent) -> bytes:
+        """Thoughts go out under both names: clients know one or the other."""
+        text = super()._plain_frames(event)
+        if not event.reasoning:
+            return text
+        head = b',"choices":[{"index":%d,"delta":{"reasoning":' % event.index
+        thought = _encode(event.reasoning)
+        both = [thought, b',"reasoning_content":', thought]
+        return b"".join([self._open, head, *both, self.text_after, text])
 
     def _call_frame(self, index: int, delta: ToolDelta, usage: Usage | None) -> bytes:
         call: dict[str, Any] = {"index": delta.index}
@@ -170,11 +186,10 @@ class ChatChunks(Chunks):
         logprobs = None
         if event.logprobs:
             logprobs = chat_logprobs(event.logprobs, head.num_top_logprobs, head.tokenizer)
-        return {
-            "index": event.index,
-            "delta": {"content": event.text} if event.text else {},
-            "logprobs": logprobs,
-        }
+        delta = {"content": event.text} if event.text else {}
+        if event.reasoning:
+            delta = {"reasoning": event.reasoning, "reasoning_content": event.reasoning, **delta}
+        return {"index": event.index, "delta": delta, "logprobs": logprobs}
 
 
 class TextChunks(Chunks):

@@ -1,8 +1,8 @@
 """What the gateway knows of the cluster: the last snapshot, model files by digest, and whether it
 is healthy.
 
-Answers from memory; only model_files may ask the scheduler. Keeps its knowledge when the scheduler
-is gone: stale, but used. The router and the HTTP edge read it.
+Answers from memory; only model_files and engine_metrics ask the scheduler. Keeps its knowledge when
+the scheduler is gone: stale, but used. The router and the HTTP edge read it.
 """
 
 import asyncio
@@ -95,6 +95,16 @@ class LiveClusterView:
     def replicas(self, served_name: str) -> tuple[Replica, ...]:
         deployment = self._deployment(served_name)
         return () if deployment is None else deployment.replicas
+
+    async def engine_metrics(self) -> bytes:
+        """Empty while the scheduler is away: an old figure would mislead whoever scales by it."""
+        if not self._scheduler.is_connected:
+            return b""
+        try:
+            return await self._scheduler.metrics()
+        except grpc.aio.AioRpcError as error:
+            log.warning("no metrics from scheduler=%s: %s", self._scheduler.address, error.code())
+            return b""
 
     async def model_files(self, digest: str) -> dict[str, bytes]:
         """Raises: UnavailableError when the scheduler cannot give them."""

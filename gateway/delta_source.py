@@ -1,10 +1,11 @@
-"""A request's token streams as one source of deltas: one is read as it is, several at once.
+"""A request's token streams as one source of deltas: one is read as it is, several together.
 
-Generation reads it and says which choices it has done with; nothing here looks into a delta but for
-its end.
+Generation takes from it and says which choices it has done with; nothing here looks into a delta.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from gateway.tokens import TokenDelta, TokenStream
@@ -13,74 +14,62 @@ from gateway.tokens import TokenDelta, TokenStream
 class DeltaSource(Protocol):
     """The deltas of a request's streams, with the index of their choice."""
 
-    async def read(self) -> list[tuple[int, list[TokenDelta]]]: ...
+    def take(self) -> list[tuple[int, list[TokenDelta]]]:
+        """What has come since the last call. Raises: APIError when a stream failed for good."""
+        ...
 
     def stop(self, index: int) -> None:
         """Nothing more is wanted of this stream."""
         ...
 
-    async def close(self) -> None: ...
+    def close(self) -> None:
+        """The listener hears nothing more."""
+        ...
 
 
 class OneSource:
-    """The usual case: no task and no queue between the stream and its reader."""
+    """The usual case: the listener hears of a token within the call that brought it."""
 
-    def __init__(self, stream: TokenStream) -> None:
+    def __init__(self, stream: TokenStream, listener: Callable[[], None]) -> None:
         self._stream = stream
+        stream.listen(listener)
 
-    async def read(self) -> list[tuple[int, list[TokenDelta]]]:
-        return [(0, await self._stream.read())]
+    def take(self) -> list[tuple[int, list[TokenDelta]]]:
+        deltas = self._stream.take()
+        return [(0, deltas)] if deltas else []
 
     def stop(self, index: int) -> None:
-        pass
+        self.close()
 
-    async def close(self) -> None:
-        pass
+    def close(self) -> None:
+        self._stream.listen(None)
 
 
 class ManySource:
-    """Several streams read at once, one task each."""
+    """Several streams: their news of one step are told together, so that they leave together."""
 
-    def __init__(self, streams: list[TokenStream]) -> None:
-        self._arrived: list[tuple[int, list[TokenDelta]]] = []
-        self._ready = asyncio.Event()
-        self._error: BaseException | None = None
-        self._tasks = [
-            asyncio.create_task(self._pull(index, stream)) for index, stream in enumerate(streams)
-        ]
-        for task in self._tasks:
-            task.add_done_callback(self._on_done)
+    def __init__(self, streams: list[TokenStream], listener: Callable[[], None]) -> None:
+        self._streams = streams
+        self._listener = listener
+        # In the order of their news; at first whatever came before anybody listened.
+        self._ready = dict.fromkeys(range(len(streams)))
+        self._loop = asyncio.get_running_loop()
+        for index, stream in enumerate(streams):
+            stream.listen(partial(self._on_news, index))
 
-    async def read(self) -> list[tuple[int, list[TokenDelta]]]:
-        await self._ready.wait()
-        if self._error is not None:
-            raise self._error
-        self._ready.clear()
-        arrived, self._arrived = self._arrived, []
-        return arrived
+    def take(self) -> list[tuple[int, list[TokenDelta]]]:
+        ready, self._ready = self._ready, {}
+        arrived = [(index, self._streams[index].take()) for index in ready]
+        return [(index, deltas) for index, deltas in arrived if deltas]
 
     def stop(self, index: int) -> None:
-        self._tasks[index].cancel()
+        self._streams[index].listen(None)
 
-    async def close(self) -> None:
-        await settle(self._tasks)
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.listen(None)
 
-    async def _pull(self, index: int, stream: TokenStream) -> None:
-        is_finished = False
-        while not is_finished:
-            deltas = await stream.read()
-            self._arrived.append((index, deltas))
-            self._ready.set()
-            is_finished = deltas[-1].finish_reason is not None
-
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._error = self._error or task.exception()
-            self._ready.set()
-
-
-async def settle(tasks: "list[asyncio.Task[TokenStream]] | list[asyncio.Task[None]]") -> None:
-    """Cancels what still runs and waits for all; their errors are looked at elsewhere."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    def _on_news(self, index: int) -> None:
+        if not self._ready:
+            self._loop.call_soon(self._listener)
+        self._ready[index] = None

@@ -6,7 +6,8 @@ APIError (status, type, code, param)
 ├── AuthenticationError   401  code invalid_api_key
 ├── NotFoundError         404  code model_not_found for models
 ├── MethodNotAllowedError 405
-├── OverloadedError       429 or 503, with Retry-After
+├── RateLimitError        429  code rate_limit_exceeded, with Retry-After
+├── OverloadedError       503  the cluster is full, with Retry-After
 ├── UnavailableError      503  no replica can serve now
 ├── DeadlineError         504  the request's deadline passed
 └── EngineError           500  the cluster failed the request
@@ -88,6 +89,17 @@ class ModelNotFoundError(NotFoundError):
 class MethodNotAllowedError(APIError):
     status = 405
     type = "invalid_request_error"
+
+
+class RateLimitError(APIError):
+    """A tenant has used what its key allows. Without `retry_after_s` no waiting helps."""
+
+    status = 429
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, limit: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = limit  # as OpenAI: which of the limits it was
 
 
 class OverloadedError(APIError):

@@ -12,14 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.body_limit import BodyTooLargeError
+from gateway.error_response import error_response
 from gateway.errors import (
     APIError,
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
 )
-from gateway.middleware import BodyTooLargeError, error_response
 from gateway.sse import ClientDisconnected
+from gateway.state import account_in
 
 _MAX_QUOTED_CHARS = 100
 
@@ -33,6 +35,9 @@ def install(app: FastAPI) -> None:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
+    account = account_in(request.scope)
+    if account is not None:
+        account.fail_with(error)
     return error_response(error)
 
 
@@ -57,7 +62,9 @@ def _api_error(request: Request, error: HTTPException) -> APIError:
     if error.status_code == 413:
         return BodyTooLargeError(str(error.detail))
     if error.status_code < 500:
-        return InvalidRequestError(str(error.detail))
+        refusal = InvalidRequestError(str(error.detail))
+        refusal.status = error.status_code
+        return refusal
     return APIError(str(error.detail))
 
 

@@ -1,210 +1,277 @@
-"""What the gateway counts, for Prometheus: HTTP requests, and tokens' timing as clients see it.
+"""What the gateway counts, for Prometheus: HTTP requests, tokens and their timing as clients see
+them, and what each tenant used.
 
-A value whose truth lies in the gateway is kept once, under our name, and also shown under the name
-vLLM's dashboards know. With PROMETHEUS_MULTIPROC_DIR set, a scrape of any process shows the sum
-over all gateway processes that share the directory.
+Each value is kept once, under our name; gateway/vllm_names.py shows it under vLLM's too. With
+PROMETHEUS_MULTIPROC_DIR set, a scrape of any process shows the sum over all gateway processes that
+share the directory. One request's side of it is gateway/request_timer.py.
 """
 
-import dataclasses
 import os
-from collections.abc import Iterator
-from time import perf_counter
-from typing import Protocol
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
-_LATENCY_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5)
-_LONG_S = (0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
-_TTFT_BUCKETS = (*_LATENCY_S, *_LONG_S)
-_INTER_TOKEN_BUCKETS = (
-    0.0005,
-    *_LATENCY_S,
-    0.025,
-    0.05,
-    0.075,
-    0.2,
-    0.3,
-    0.4,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
-_E2E_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, *_LONG_S[4:])
+from gateway import vllm_names
+from gateway.request_timer import EndedChoice, RequestTimer
+from gateway.usage import Bill
+from gateway.vllm_names import WithVllmNames
 
-_VLLM_NAMES = {
-    "shoal_gateway_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
-    "shoal_gateway_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
-    "shoal_gateway_e2e_request_latency_seconds": "vllm:e2e_request_latency_seconds",
-    "shoal_gateway_request_success": "vllm:request_success",
-    "shoal_gateway_prompt_tokens": "vllm:prompt_tokens",
-    "shoal_gateway_generation_tokens": "vllm:generation_tokens",
+__all__ = ["EndedChoice", "EngineMetrics", "GatewayMetrics", "ModelMetrics", "RequestTimer"]
+
+# vLLM's buckets begin where small models have ended: ours go down to what they take.
+_FINE_S = (0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.2)
+_FLUSHED_AT = 256  # inter-token observations: adding to a shared histogram costs ten times as much
+
+_ENGINE = ("model_name", "engine")
+_SECONDS = {
+    "time_to_first_token_seconds": ("Arrival to first token.", vllm_names.TTFT_S),
+    "inter_token_latency_seconds": ("Token to token.", vllm_names.PER_TOKEN_S),
+    "time_per_output_token_seconds": (
+        "Mean of a choice's tokens after the first.",
+        vllm_names.PER_TOKEN_S,
+    ),
+    "e2e_request_latency_seconds": ("Arrival to last token.", vllm_names.REQUEST_S),
+    "queue_time_seconds": ("In the placement queue and the engine's.", vllm_names.REQUEST_S),
+    "prefill_time_seconds": ("First scheduled to first token.", vllm_names.REQUEST_S),
+    "decode_time_seconds": ("First token to last.", vllm_names.REQUEST_S),
+    "inference_time_seconds": ("First scheduled to last token.", vllm_names.REQUEST_S),
 }
+_NUMBERS = {
+    "request_prompt_tokens": ("Prompt tokens of a choice.", vllm_names.TOKENS),
+    "request_generation_tokens": ("Generated tokens of a choice.", vllm_names.TOKENS),
+    "request_max_generation_tokens": (
+        "Generated tokens of a request's longest choice.",
+        vllm_names.TOKENS,
+    ),
+    "request_params_max_tokens": ("Most tokens a choice might have had.", vllm_names.TOKENS),
+    "request_prefill_computed_tokens": (
+        "Prompt tokens that were not in the prefix cache.",
+        vllm_names.TOKENS,
+    ),
+    "request_params_n": ("Choices of a request.", vllm_names.CHOICES),
+    "request_preemptions": ("Times a choice lost its blocks.", vllm_names.PREEMPTIONS),
+}
+_FINISH_REASONS = ("stop", "length", "abort", "error")
+_SOURCES = ("local_compute", "local_cache_hit")
+
+
+class Intervals:
+    """A histogram that is told of every token: it adds up here and passes on many at a time."""
+
+    __slots__ = ("_bounds", "_counts", "_histogram", "_num_waiting", "_sum")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._bounds = list(histogram._upper_bounds)
+        self._counts = [0] * len(self._bounds)
+        self._num_waiting = 0
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+        self._num_waiting += times
+        if self._num_waiting >= _FLUSHED_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._num_waiting:
+            return
+        for place, count in enumerate(self._counts):
+            if count:
+                self._histogram._buckets[place].inc(count)
+                self._counts[place] = 0
+        self._histogram._sum.inc(self._sum)
+        self._sum, self._num_waiting = 0.0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """The children of one model on one replica, kept: to look labels up at each token would cost
+    more than counting."""
+
+    inter_token: Intervals
+    histograms: Mapping[str, Histogram]
+    prompt_tokens: Counter
+    prompt_tokens_cached: Counter
+    prompt_tokens_by_source: Mapping[str, Counter]
+    generation_tokens: Counter
+    finished: Mapping[str, Counter]
+
+    def observe(self, name: str, value: float) -> None:
+        self.histograms[name].observe(value)
 
 
 class GatewayMetrics:
     """Owned by the event loop. One per application, with a registry of its own."""
 
     def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self._registry = registry
-        self.http_requests = Counter(
-            "shoal_gateway_http_requests",
-            "Answered HTTP requests.",
-            ["route", "method", "status"],
+        registry = self._registry = CollectorRegistry()
+        self.http_requests = _counter(
+            registry, "http_requests", "Answered HTTP requests.", "route", "method", "status"
+        )
+        self._http_seconds = Histogram(
+            "shoal_gateway_http_request_duration_seconds",
+            "Arrival to the end of the answer.",
+            ["route", "method"],
             registry=registry,
+            buckets=sorted({*_FINE_S, *vllm_names.HTTP_S, *vllm_names.REQUEST_S}),
         )
-        self.in_flight = Gauge(
-            "shoal_gateway_in_flight_requests",
-            "HTTP requests being answered, streams included.",
-            registry=registry,
-            multiprocess_mode="livesum",
+        self.in_flight = _gauge(
+            registry, "in_flight_requests", "HTTP requests being answered, streams included."
         )
-        self._ttft = _histogram(
-            registry, "time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS
+        self._histograms = {
+            name: _histogram(registry, name, text, (*_FINE_S, *buckets))
+            for name, (text, buckets) in _SECONDS.items()
+        } | {
+            name: _histogram(registry, name, text, buckets)
+            for name, (text, buckets) in _NUMBERS.items()
+        }
+        self._prompt_tokens = _counter(
+            registry, "prompt_tokens", "Prompt tokens of choices that have begun.", *_ENGINE
         )
-        self._inter_token = _histogram(
-            registry, "inter_token_latency_seconds", "Token to token.", _INTER_TOKEN_BUCKETS
+        self._prompt_cached = _counter(
+            registry, "prompt_tokens_cached", "Those found in a prefix cache.", *_ENGINE
         )
-        self._e2e = _histogram(
-            registry, "e2e_request_latency_seconds", "Arrival to last token.", _E2E_BUCKETS
+        self._prompt_by_source = _counter(
+            registry, "prompt_tokens_by_source", "Where they came from.", *_ENGINE, "source"
         )
-        self._prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens taken in.")
-        self._generation_tokens = _counter(registry, "generation_tokens", "Tokens generated.")
+        self._generation_tokens = _counter(
+            registry, "generation_tokens", "Tokens generated.", *_ENGINE
+        )
         self._finished = _counter(
-            registry, "request_success", "Ended choices by reason.", "finished_reason"
+            registry, "request_success", "Ended choices by reason.", *_ENGINE, "finished_reason"
         )
+        self._rejections = _counter(
+            registry, "admission_rejections", "Refused by a full cluster.", "model_name", "reason"
+        )
+        self._add_usage(registry)
         self._of_model: dict[str, ModelMetrics] = {}
-        self._http_children: dict[tuple[str, str, int], Counter] = {}
+        self._engines: list[EngineMetrics] = []
+        self._usage_children: dict[tuple[str, str], tuple[Counter, ...]] = {}
+        self._http_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def _add_usage(self, registry: CollectorRegistry) -> None:
+        """By tenant: only configured names, and as many models as are deployed."""
+        by_tenant = ("key", "model_name")
+        self._usage_requests = Counter(
+            "shoal_usage_requests", "Requests for answers.", by_tenant, registry=registry
+        )
+        self._usage_tokens = Counter(
+            "shoal_usage_tokens",
+            "Tokens to be paid; cached ones are prompt, reasoning ones completion tokens too.",
+            [*by_tenant, "kind"],
+            registry=registry,
+        )
+        self._rate_limited = Counter(
+            "shoal_rate_limited_requests",
+            "Refused for what their key allows.",
+            ["key", "limit"],
+            registry=registry,
+        )
+        self.usage_records_lost = Counter(
+            "shoal_usage_records_lost", "Lines that the usage log lacks.", registry=registry
+        )
 
     def of_model(self, model_name: str) -> "ModelMetrics":
         """`model_name`: of a deployed model, so the number of label values is bounded."""
         found = self._of_model.get(model_name)
         if found is None:
-            found = self._of_model[model_name] = ModelMetrics(
-                ttft=self._ttft.labels(model_name),
-                inter_token=self._inter_token.labels(model_name),
-                e2e=self._e2e.labels(model_name),
-                prompt_tokens=self._prompt_tokens.labels(model_name),
-                generation_tokens=self._generation_tokens.labels(model_name),
-                finished={
-                    reason: self._finished.labels(model_name, reason)
-                    for reason in ("stop", "length", "abort", "error")
-                },
-            )
+            found = self._of_model[model_name] = ModelMetrics(self, model_name)
         return found
 
-    def count_http(self, route: str, method: str, status: int) -> None:
-        key = (route, method, status)
-        child = self._http_children.get(key)
-        if child is None:
-            child = self._http_children[key] = self.http_requests.labels(route, method, str(status))
-        child.inc()
+    def make_engine(self, *labels: str) -> EngineMetrics:
+        histograms = {name: one.labels(*labels) for name, one in self._histograms.items()}
+        made = EngineMetrics(
+            inter_token=Intervals(histograms["inter_token_latency_seconds"]),
+            histograms=histograms,
+            prompt_tokens=self._prompt_tokens.labels(*labels),
+            prompt_tokens_cached=self._prompt_cached.labels(*labels),
+            prompt_tokens_by_source={
+                source: self._prompt_by_source.labels(*labels, source) for source in _SOURCES
+            },
+            generation_tokens=self._generation_tokens.labels(*labels),
+            finished={reason: self._finished.labels(*labels, reason) for reason in _FINISH_REASONS},
+        )
+        self._engines.append(made)
+        return made
 
-    def exposition(self) -> bytes:
+    def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
+        key = (route, method, status)
+        children = self._http_children.get(key)
+        if children is None:
+            children = self._http_children[key] = (
+                self.http_requests.labels(route, method, str(status)),
+                self._http_seconds.labels(route, method),
+            )
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def count_usage(self, key: str, model_name: str, bill: Bill) -> None:
+        found = self._usage_children.get((key, model_name))
+        if found is None:
+            kinds = ("prompt", "cached", "completion", "reasoning")
+            found = self._usage_children[key, model_name] = (
+                self._usage_requests.labels(key, model_name),
+                *(self._usage_tokens.labels(key, model_name, kind) for kind in kinds),
+            )
+        numbers = (
+            *(1, bill.prompt_tokens, bill.cached_tokens),
+            *(bill.completion_tokens, bill.reasoning_tokens),
+        )
+        for child, number in zip(found, numbers, strict=True):
+            if number:
+                child.inc(number)
+
+    def count_refusal(self, key: str, limit: str) -> None:
+        self._rate_limited.labels(key, limit).inc()
+
+    def count_rejection(self, model_name: str) -> None:
+        self._rejections.labels(model_name, "max_num_queued_reqs").inc()
+
+    def exposition(self, windows: Mapping[str, int] | None = None) -> bytes:
+        """`windows`: each model's, in tokens."""
+        for engine in self._engines:
+            engine.inter_token.flush()
         registry: CollectorRegistry = self._registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(_WithAliases(registry))  # type: ignore[arg-type]
+        return generate_latest(WithVllmNames(registry, windows or {}))  # type: ignore[arg-type]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class ModelMetrics:
-    """One model's children, kept: to look labels up at each token would cost more than counting."""
+    """One model's, by the replica that answers: "" until one has. Owned by the event loop."""
 
-    ttft: Histogram
-    inter_token: Histogram
-    e2e: Histogram
-    prompt_tokens: Counter
-    generation_tokens: Counter
-    finished: dict[str, Counter]
-
-    def start(self, arrival_s: float, num_prompt_tokens: int) -> "RequestTimer":
-        self.prompt_tokens.inc(num_prompt_tokens)
-        return RequestTimer(self, arrival_s)
-
-
-class RequestTimer:
-    """Tells one request's tokens to the metrics. Owned by the event loop."""
-
-    __slots__ = ("_arrival_s", "_last_s", "_metrics", "_num_uncounted")
-
-    _COUNTED_AT_ONCE = 32  # tokens: a counter's lock costs more than an addition
-
-    def __init__(self, metrics: ModelMetrics, arrival_s: float) -> None:
+    def __init__(self, metrics: GatewayMetrics, model_name: str) -> None:
         self._metrics = metrics
-        self._arrival_s = arrival_s
-        self._last_s: dict[int, float] = {}
-        self._num_uncounted = 0
+        self._model_name = model_name
+        self._of_engine: dict[str, EngineMetrics] = {}
 
-    def on_tokens(self, choice: int, num_tokens: int) -> None:
-        now = perf_counter()
-        last = self._last_s.get(choice)
-        self._last_s[choice] = now
-        self._num_uncounted += num_tokens
-        if self._num_uncounted >= self._COUNTED_AT_ONCE:
-            self._count_tokens()
-        metrics = self._metrics
-        if last is None:
-            metrics.ttft.observe(now - self._arrival_s)
-            return
-        interval = (now - last) / num_tokens
-        for _ in range(num_tokens):
-            metrics.inter_token.observe(interval)
+    def of_engine(self, engine: str) -> EngineMetrics:
+        found = self._of_engine.get(engine)
+        if found is None:
+            found = self._of_engine[engine] = self._metrics.make_engine(self._model_name, engine)
+        return found
 
-    def on_choice_end(self, reason: str) -> None:
-        self._count_tokens()
-        self._metrics.finished[reason].inc()
-
-    def _count_tokens(self) -> None:
-        self._metrics.generation_tokens.inc(self._num_uncounted)
-        self._num_uncounted = 0
-
-    def on_end(self) -> None:
-        self._metrics.e2e.observe(perf_counter() - self._arrival_s)
-
-
-class _Collects(Protocol):
-    def collect(self) -> Iterator[Metric]: ...
-
-
-class _WithAliases:
-    """The metrics of a source, and those with a second name again under it."""
-
-    def __init__(self, source: _Collects) -> None:
-        self._source = source
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._source.collect():
-            yield family
-            alias = _VLLM_NAMES.get(family.name)
-            if alias is not None:
-                yield _renamed(family, alias)
-
-
-def _renamed(family: Metric, name: str) -> Metric:
-    copy = Metric(name, family.documentation, family.type, family.unit)  # type: ignore[no-untyped-call]
-    copy.samples = [
-        sample._replace(name=name + sample.name[len(family.name) :]) for sample in family.samples
-    ]
-    return copy
+    def start(self, arrival_s: float, num_choices: int = 1) -> RequestTimer:
+        return RequestTimer(self.of_engine, arrival_s, num_choices)
 
 
 def _histogram(
     registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]
 ) -> Histogram:
     return Histogram(
-        f"shoal_gateway_{name}",
-        text,
-        ["model_name"],
-        registry=registry,
-        buckets=sorted(buckets),
+        f"shoal_gateway_{name}", text, _ENGINE, registry=registry, buckets=sorted(set(buckets))
     )
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
-    return Counter(f"shoal_gateway_{name}", text, ["model_name", *labels], registry=registry)
+    return Counter(f"shoal_gateway_{name}", text, labels, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
+    return Gauge(f"shoal_gateway_{name}", text, registry=registry, multiprocess_mode="livesum")

@@ -1,12 +1,16 @@
-"""The OpenAPI document of this server: FastAPI's, with the errors it really answers.
+"""The OpenAPI document of this server: FastAPI's, with the answers and errors it really gives.
 
 FastAPI documents wrong bodies as 422 with its own schema; here they are 400 with OpenAI's object.
+Knows which paths need a key only by being told.
 """
 
+from collections.abc import Set
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from gateway.answer_schemas import answer_components, answer_content
 
 _NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR_SCHEMA = {
@@ -31,25 +35,40 @@ _ERROR_ANSWER = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Made at the first request for it, then kept."""
+_KEY_SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key, where there are any"}
+
+
+def install(app: FastAPI, open_paths: Set[str]) -> None:
+    """Made at the first request for it, then kept. `open_paths` need no key."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, open_paths)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, open_paths: Set[str]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = _ERROR_ANSWER
+            _tell_answers(path, operation)
+            # {}: without a key too, as on a server that has none.
+            operation["security"] = [] if path in open_paths else [{"apiKey": []}, {}]
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["ErrorResponse"] = _ERROR_SCHEMA
+    schemas |= answer_components()
+    document["components"]["securitySchemes"] = {"apiKey": _KEY_SCHEME}
     return document
+
+
+def _tell_answers(path: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses["default"] = _ERROR_ANSWER
+    content = answer_content(path)
+    if content is not None:
+        responses["200"]["content"] = content

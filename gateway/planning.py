@@ -9,9 +9,14 @@ from dataclasses import dataclass, replace
 
 from gateway.errors import InvalidRequestError
 from gateway.generation import GenerationPlan
-from gateway.grammar import constrained_format
-from gateway.parsers.generic import GENERIC
+from gateway.parsers.answer import AnswerReading
 from gateway.parsers.reader import ToolReading
+from gateway.reading import (
+    answer_reading,
+    check_effort,
+    grammar_behind_thoughts,
+    tool_reading,
+)
 from gateway.sampling import (
     LogprobLimits,
     check_logprobs,
@@ -22,7 +27,7 @@ from gateway.sampling import (
     truncate,
     window_tokens,
 )
-from gateway.schemas.chat import ChatRequest, NamedTool
+from gateway.schemas.chat import ChatRequest
 from gateway.schemas.common import SamplingFields
 from gateway.schemas.completion import DEFAULT_MAX_TOKENS, CompletionRequest
 from gateway.text.chat_template import ChatOptions
@@ -43,6 +48,7 @@ class Asker:
     text: TextModel
     max_logprobs: int
     tenant: str = ""
+    priority: int = 0
     traceparent: str = ""
     timeout_s: float | None = None
     default_max_tokens: int | None = None
@@ -58,6 +64,7 @@ class _Output:
     text: TextSettings
     echo_texts: list[str]
     tools: ToolReading | None = None
+    num_choices: int = 1  # of each prompt
 
 
 def plan_chat(body: ChatRequest, asker: Asker) -> GenerationPlan:
@@ -68,23 +75,23 @@ def plan_chat(body: ChatRequest, asker: Asker) -> GenerationPlan:
         continue_final_message=body.continue_final_message,
         template_kwargs=body.template_variables(),
     )
-    messages = body.template_messages(asker.model_name)
-    ids = asker.text.encode_chat(messages, options, body.add_special_tokens)
+    check_effort(body, asker.text)
+    prompt = asker.text.render_chat(body.template_messages(asker.model_name), options)
+    ids = asker.text.encode_prompt(prompt, body.add_special_tokens)
     if not ids:
         raise InvalidRequestError("messages come to an empty prompt.", param="messages")
-    given = body.max_output_tokens
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    check_max_tokens(given, asker.model, name)
-    num_top = check_logprobs(body.top_logprobs or 0, asker.max_logprobs, "top_logprobs")
-    limits = LogprobLimits(num_top if body.logprobs else None, _prompt_logprobs(body, asker))
-    sampling = _sampling(body, asker, given, limits)
+    answer = answer_reading(body, asker.text, prompt)
+    sampling = _chat_sampling(body, asker, answer)
     # A grammar ends its answer itself; a default stop string could cut it short.
     has_own_end = body.ignore_eos or sampling.grammar is not None
     stops = body.stops + (() if has_own_end else asker.text.chat_stops)
     tools = tool_reading(body, asker.text)
-    text = _text_settings(body, sampling, stops)
-    if tools is not None:
-        text = replace(text, shown_special_ids=asker.text.special_mark_ids())
+    text = replace(
+        _text_settings(body, sampling, stops),
+        shown_special_ids=asker.text.mark_ids(has_tools=tools is not None),
+        answer=answer,
+    )
+    given = body.max_output_tokens
     output = _Output(
         max_tokens=asker.default_max_tokens if given is None else given,
         param="messages",
@@ -92,21 +99,25 @@ def plan_chat(body: ChatRequest, asker: Asker) -> GenerationPlan:
         text=text,
         echo_texts=[],
         tools=tools,
+        num_choices=body.n or 1,
     )
     return _plan(body, asker, [ids], output)
 
 
-def tool_reading(body: ChatRequest, text: TextModel) -> ToolReading | None:
-    """None: no tools, or the client wants none called."""
-    if not body.tools or body.tool_choice == "none":
-        return None
-    names = frozenset(tool.function.name for tool in body.tools)
-    takes_many = body.parallel_tool_calls is not False
-    if isinstance(body.tool_choice, NamedTool):
-        return ToolReading(GENERIC, names, forced=body.tool_choice.function.name)
-    is_constrained = body.tool_choice == "required" or body.wants_json
-    tool_format = constrained_format(text.tool_format) if is_constrained else text.tool_format
-    return ToolReading(tool_format, names, takes_many=takes_many)
+def _chat_sampling(
+    body: ChatRequest, asker: Asker, answer: AnswerReading | None
+) -> SamplingSettings:
+    given = body.max_output_tokens
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    check_max_tokens(given, asker.model, name)
+    num_top = check_logprobs(body.top_logprobs or 0, asker.max_logprobs, "top_logprobs")
+    limits = LogprobLimits(num_top if body.logprobs else None, _prompt_logprobs(body, asker))
+    sampling = _sampling(body, asker, given, limits)
+    if answer is None:
+        return sampling
+    eos_ids = asker.model.eos_token_ids
+    grammar = grammar_behind_thoughts(body, asker.text, eos_ids, sampling.grammar, answer)
+    return replace(sampling, grammar=grammar)
 
 
 def plan_completion(body: CompletionRequest, asker: Asker) -> GenerationPlan:
@@ -115,13 +126,15 @@ def plan_completion(body: CompletionRequest, asker: Asker) -> GenerationPlan:
     check_max_tokens(wanted if body.max_tokens is not None else None, asker.model, "max_tokens")
     num_top = check_logprobs(body.logprobs, asker.max_logprobs, "logprobs")
     num_prompt_top = _prompt_logprobs(body, asker)
+    # The best candidates are told by their scores, asked for or not.
+    num_scored = 0 if num_top is None and body.picks_best else num_top
     echoes_logprobs = body.echo and num_top is not None
     if echoes_logprobs and num_top is not None:
         num_prompt_top = max(num_top, num_prompt_top or 0)
     prompts = [_prompt_ids(prompt, body, asker) for prompt in body.prompts()]
     # The engine always makes a token; one that nobody asked for is dropped.
     drops_output = wanted == 0
-    sampling = _sampling(body, asker, max(wanted, 1), LogprobLimits(num_top, num_prompt_top))
+    sampling = _sampling(body, asker, max(wanted, 1), LogprobLimits(num_scored, num_prompt_top))
     text = _text_settings(body, sampling, body.stops)
     text = replace(text, echoes_prompt_logprobs=echoes_logprobs, drops_output=drops_output)
     output = _Output(
@@ -130,6 +143,7 @@ def plan_completion(body: CompletionRequest, asker: Asker) -> GenerationPlan:
         sampling=sampling,
         text=text,
         echo_texts=_echo_texts(body, prompts, asker) if body.echo else [],
+        num_choices=body.num_candidates,
     )
     return _plan(body, asker, prompts, output)
 
@@ -137,14 +151,16 @@ def plan_completion(body: CompletionRequest, asker: Asker) -> GenerationPlan:
 def _plan(
     body: SamplingFields, asker: Asker, prompts: list[list[int]], output: _Output
 ) -> GenerationPlan:
-    num_choices = body.n or 1
+    num_choices = output.num_choices
     if num_choices * len(prompts) > _MAX_TOTAL_CHOICES:
+        param = "n" if num_choices == (body.n or 1) else "best_of"
         raise InvalidRequestError(
-            f"n={num_choices} for {len(prompts)} prompts makes more than "
+            f"{param}={num_choices} for {len(prompts)} prompts makes more than "
             f"{_MAX_TOTAL_CHOICES} choices.",
-            param="n",
+            param=param,
         )
-    prompts = [truncate(ids, body.truncate_prompt_tokens, asker.model) for ids in prompts]
+    limit, side = body.truncate_prompt_tokens, body.truncation_side
+    prompts = [truncate(ids, limit, asker.model, side) for ids in prompts]
     # A client may send the same id twice; below the gateway an id stands for one request only.
     unique_id = f"{asker.completion_id}-{secrets.token_hex(4)}"
     requests: list[TokenRequest] = []
@@ -174,7 +190,7 @@ def _request(
         model=asker.model_name,
         prompt_token_ids=ids,
         sampling=settings,
-        priority=body.priority or 0,
+        priority=asker.priority,
         tenant=asker.tenant or body.user or "",
         cache_salt=body.cache_salt or "",
         timeout_s=asker.timeout_s,
@@ -208,13 +224,28 @@ def _prompt_logprobs(body: SamplingFields, asker: Asker) -> int | None:
 
 def _prompt_ids(prompt: str | list[int], body: CompletionRequest, asker: Asker) -> list[int]:
     if isinstance(prompt, list):
+        if body.suffix:
+            raise InvalidRequestError("suffix needs a prompt of text, not of ids.", param="suffix")
         check_prompt_ids(prompt, asker.model)
         return prompt
+    if body.suffix:
+        prompt = _infill_prompt(prompt, body.suffix, asker)
     adds = body.add_special_tokens is not False
     ids = asker.text.tokenizer.encode(prompt, add_special_tokens=adds)
     if not ids:
         raise InvalidRequestError("prompt comes to no tokens.", param="prompt")
     return ids
+
+
+def _infill_prompt(prefix: str, suffix: str, asker: Asker) -> str:
+    infill = asker.text.infill
+    if infill is None:
+        raise InvalidRequestError(
+            f"The model `{asker.model_name}` has no tokens to fill in the middle with, so `suffix` "
+            "is not supported.",
+            param="suffix",
+        )
+    return infill.prompt(prefix, suffix)
 
 
 def _echo_texts(body: CompletionRequest, prompts: list[list[int]], asker: Asker) -> list[str]:

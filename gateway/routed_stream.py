@@ -8,13 +8,16 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from gateway.errors import APIError, DeadlineError
+from gateway.errors import APIError, DeadlineError, EngineError
 from gateway.refusals import Refusal
 from gateway.tokens import ModelInfo, Timing, TokenDelta, TokenRequest
 from gateway.worker_connection import WorkerConnection
 
 FailureListener = Callable[["RoutedStream", Refusal], None]
 EndListener = Callable[["RoutedStream"], None]
+
+# What waits for a slow client. Plain tokens join one delta, so only those with scores count.
+MAX_PENDING_DELTAS = 4096
 
 
 class RoutedStream:
@@ -41,8 +44,11 @@ class RoutedStream:
         self._on_failure = on_failure
         self._on_end = on_end
         self._pending: list[TokenDelta] = []
+        # Of the last pending delta, while it is nothing but tokens: the next ones join it, so that
+        # what waits for a slow client stays small.
+        self._open_ids: list[int] | None = None
         self._error: APIError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], None] | None = None
         self._connection: WorkerConnection | None = None
         self._handle = 0
         self._num_emitted_at_failure = 0
@@ -55,15 +61,16 @@ class RoutedStream:
             self._deadline = self._loop.time() + request.timeout_s
             self._timer = self._loop.call_at(self._deadline, self._expire)
 
-    async def read(self) -> list[TokenDelta]:
-        # Its end comes from the leader, the loss of its stream, the deadline or an abort.
-        while not self._pending:
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        self._listener = listener
+
+    def take(self) -> list[TokenDelta]:
+        if not self._pending:
             self.raise_failure()
-            if self.is_ended:
-                raise RuntimeError("the stream was read past its end")
-            self._waiter = self._loop.create_future()
-            await self._waiter
+        elif self._error is not None:
+            self._loop.call_soon(self._tell)  # it is still to be taken
         deltas, self._pending = self._pending, []
+        self._open_ids = None
         return deltas
 
     def raise_failure(self) -> None:
@@ -72,8 +79,7 @@ class RoutedStream:
 
     def abort(self) -> None:
         if not self.is_ended:
-            self._pending.append(TokenDelta([], "abort"))
-            self._end()
+            self.finish(TokenDelta([], "abort"))
 
     def fail(self, error: APIError) -> None:
         """Tokens that are pending are still read before the error."""
@@ -82,7 +88,7 @@ class RoutedStream:
             self._end()
 
     def finish(self, delta: TokenDelta) -> None:
-        self._pending.append(delta)
+        self._put(delta)
         self._end()
 
     def time_left_s(self) -> float | None:
@@ -99,8 +105,15 @@ class RoutedStream:
 
     def on_token(self, token_id: int) -> None:
         self.emitted.append(token_id)
-        self._pending.append(TokenDelta([token_id]))
-        self._wake()
+        if self._open_ids is None:
+            self._open_ids = [token_id]
+            self._pending.append(TokenDelta(self._open_ids))
+        else:
+            self._open_ids.append(token_id)
+
+    def on_message_end(self) -> None:
+        if self._listener is not None:
+            self._listener()
 
     def on_output(self, delta: TokenDelta) -> None:
         self.emitted.extend(delta.token_ids)
@@ -109,8 +122,9 @@ class RoutedStream:
         if delta.timing is not None:
             delta = replace(delta, timing=self._total(delta.timing))
         if delta.finish_reason is None:
-            self._pending.append(delta)
-            self._wake()
+            self._put(delta)
+            if len(self._pending) > MAX_PENDING_DELTAS:
+                self.fail(EngineError("The client reads more slowly than its tokens come."))
             return
         self._connection = None  # it has dropped the handle itself
         self.finish(delta)
@@ -139,7 +153,10 @@ class RoutedStream:
         if self._num_cached_tokens is None:
             self._num_cached_tokens = timing.num_cached_tokens
         return replace(
-            timing, num_cached_tokens=self._num_cached_tokens, placement_s=self.placement_s
+            timing,
+            num_cached_tokens=self._num_cached_tokens,
+            placement_s=self.placement_s,
+            engine="" if self._connection is None else self._connection.leader.replica_id,
         )
 
     def _expire(self) -> None:
@@ -153,9 +170,12 @@ class RoutedStream:
         if connection is not None:
             connection.abort(self._handle)
         self._on_end(self)
-        self._wake()
+        self._tell()
 
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _put(self, delta: TokenDelta) -> None:
+        self._pending.append(delta)
+        self._open_ids = None
+
+    def _tell(self) -> None:
+        if self._listener is not None:
+            self._listener()

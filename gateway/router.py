@@ -7,7 +7,7 @@ and no seam. The HTTP edge calls `start`; the streams themselves live in gateway
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from gateway.cluster_snapshot import Replica
@@ -128,7 +128,7 @@ class Router:
             refusal.is_worth_another_replica and stream.num_failures < self._limits.max_failures
         )
         if not is_mendable:
-            stream.fail(api_error(refusal, request.model))
+            stream.fail(api_error(_as_asked(refusal, request), request.model))
         elif len(stream.emitted) >= request.sampling.max_tokens:
             stream.finish(TokenDelta([], "length"))  # only the word of its end was lost
         else:
@@ -237,3 +237,11 @@ class Router:
 
 def _packed_hashes(token_ids: list[int], block_size: int, cache_salt: str) -> bytes:
     return pack(hash_full_blocks(token_ids, block_size, root_hash(cache_salt)))
+
+
+def _as_asked(refusal: Refusal, request: TokenRequest) -> Refusal:
+    """Names the client's own field where the engine can only say that it was the grammar."""
+    grammar = request.sampling.grammar
+    if refusal.field != "grammar" or grammar is None or not grammar.param:
+        return refusal
+    return replace(refusal, field=grammar.param)

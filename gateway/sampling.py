@@ -7,7 +7,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from gateway.errors import ContextLengthError, InvalidRequestError
 from gateway.grammar import grammar_of
@@ -61,7 +61,7 @@ def resolve_sampling(
         bad_words=_bad_words(body.bad_words or [], text.tokenizer),
         logprobs=logprobs.sample,
         prompt_logprobs=logprobs.prompt,
-        grammar=grammar_of(body, text.tool_format),
+        grammar=grammar_of(body, text.tool_format, text.marks),
     )
 
 
@@ -109,8 +109,14 @@ def check_prompt_ids(ids: list[int], model: ModelInfo, param: str = "prompt") ->
     _known_ids(ids, model, param)
 
 
-def truncate(ids: list[int], limit: int | None, model: ModelInfo) -> list[int]:
-    """The last `limit` ids; -1: as many as the window takes with one token to generate."""
+def truncate(
+    ids: list[int],
+    limit: int | None,
+    model: ModelInfo,
+    side: Literal["left", "right"] | None = "left",
+) -> list[int]:
+    """The last `limit` ids, the first where the right `side` is to be cut off; -1: as many as the
+    window takes with one token to generate."""
     if limit is None:
         return ids
     if limit > model.max_model_len:
@@ -125,7 +131,7 @@ def truncate(ids: list[int], limit: int | None, model: ModelInfo) -> list[int]:
             "truncate_prompt_tokens must leave at least one token, got 0.",
             param="truncate_prompt_tokens",
         )
-    return ids[-limit:]
+    return ids[:limit] if side == "right" else ids[-limit:]
 
 
 def _first(given: T | None, default: T | None, neutral: T) -> T:

@@ -43,6 +43,7 @@ class SchedulerTimings:
     connect_timeout_s: float = 3.0  # a new connection must bring its first snapshot within this
     silence_timeout_s: float = 3.0  # snapshots come every second
     model_files_timeout_s: float = 60.0
+    metrics_timeout_s: float = 2.0  # well within a scrape's
 
 
 class SchedulerClient:
@@ -58,7 +59,8 @@ class SchedulerClient:
         self._listeners: list[SnapshotListener] = []
         self._query_ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Placement | Refusal]] = {}
-        self._outbox: deque[scheduler_pb2.PlaceCommand] = deque()
+        self._unsent: list[scheduler_pb2.PlaceRequest] = []
+        self._cancelled: deque[int] = deque()  # questions taken back
         self._has_commands = asyncio.Event()
         self._is_connected = False
         self._lost_at = 0.0
@@ -96,7 +98,8 @@ class SchedulerClient:
         query_id = next(self._query_ids)
         answer = asyncio.get_running_loop().create_future()
         self._pending[query_id] = answer
-        self._send(wire.place_command(query_id, query))
+        self._unsent.append(wire.place_request(query_id, query))
+        self._has_commands.set()
         is_answered = False
         try:
             async with asyncio.timeout(timeout_s):
@@ -108,7 +111,8 @@ class SchedulerClient:
         finally:
             self._pending.pop(query_id, None)
             if not is_answered and self._is_connected:
-                self._send(wire.cancel_command(query_id))
+                self._cancelled.append(query_id)
+                self._has_commands.set()
 
     async def model_files(self, digest: str) -> dict[str, bytes]:
         """By file name. Raises: grpc.aio.AioRpcError, EOFError when a file came incomplete."""
@@ -127,9 +131,13 @@ class SchedulerClient:
             raise EOFError(f"incomplete model files: {sorted(incomplete)}")
         return {name: bytes(data) for name, data in files.items()}
 
-    def _send(self, command: scheduler_pb2.PlaceCommand) -> None:
-        self._outbox.append(command)
-        self._has_commands.set()
+    async def metrics(self) -> bytes:
+        """Of the whole control plane, for Prometheus. Raises: grpc.aio.AioRpcError."""
+        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+            reply = await scheduler_pb2_grpc.SchedulerStub(channel).GetMetrics(
+                scheduler_pb2.GetMetricsRequest(), timeout=self._timings.metrics_timeout_s
+            )
+        return bytes(reply.exposition)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -172,13 +180,22 @@ class SchedulerClient:
         while True:
             await self._has_commands.wait()
             self._has_commands.clear()
-            while self._outbox:
-                await call.write(self._outbox.popleft())
+            await self._write_queued(call)
+
+    async def _write_queued(self, call: PlaceCall) -> None:
+        # Questions first: none is taken back before it has been asked.
+        while self._unsent or self._cancelled:
+            if self._unsent:
+                requests, self._unsent = self._unsent, []
+                await call.write(wire.place_command(requests))
+            else:
+                await call.write(wire.cancel_command(self._cancelled.popleft()))
 
     def _disconnect(self) -> None:
         """Queries die with their stream: a new scheduler knows nothing of them."""
         self._is_connected = False
-        self._outbox.clear()
+        self._unsent.clear()
+        self._cancelled.clear()
         pending, self._pending = self._pending, {}
         for answer in pending.values():
             if not answer.done():

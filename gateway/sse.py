@@ -6,16 +6,19 @@ token, so whatever fails before it is an ordinary HTTP error that clients know h
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.body_writer import BodyWriter, body_writer
 from gateway.chunks import Chunks
 from gateway.errors import APIError, EngineError
 from gateway.generation import Generation
+from gateway.server_timing import server_timing
+from gateway.text.choice import ChoiceEvent
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,18 +50,28 @@ async def until_disconnect(
 
     Raises: ClientDisconnected, and what `work` raises.
     """
-    task = asyncio.create_task(work)
+    worker = asyncio.current_task()
+    assert worker is not None
+    is_over = is_left = False
+
+    def leave(watch: asyncio.Task[None]) -> None:
+        nonlocal is_left
+        if not is_over and not watch.cancelled():
+            is_left = True
+            worker.cancel()
+
     watch = asyncio.create_task(_watch_client(receive, is_stalled, check_s))
+    watch.add_done_callback(leave)
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        watch.result()
-        raise ClientDisconnected
+        return await work
+    except asyncio.CancelledError:
+        if is_left and worker.uncancel() == 0:
+            raise ClientDisconnected from None
+        raise
     finally:
-        task.cancel()
+        is_over = True
         watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def _watch_client(receive: Receive, is_stalled: Callable[[], bool], check_s: float) -> None:
@@ -74,7 +87,10 @@ async def _watch_client(receive: Receive, is_stalled: Callable[[], bool], check_
 
 
 class EventStream(Response):
-    """A plain ASGI response: one send for all that one wake-up brought, no layer in between."""
+    """One frame for all that one engine step brought, written within the call that brought it.
+
+    While its client does not read, tokens stay in their stream as ids, and come as one frame later.
+    """
 
     def __init__(
         self,
@@ -97,24 +113,30 @@ class EventStream(Response):
         self._unseen = set(range(len(generation.plan.requests))) if wants_token_ids else set()
         self._stall_timeout_s = stalled_client_timeout_s
         self._sending_since_s: float | None = None
+        self._writer: BodyWriter | None = None
+        self._last_frames = b""  # of the events that ended the generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             check_s = self._stall_timeout_s / 4
-            await until_disconnect(receive, self._run(send), self._is_stalled, check_s)
+            await until_disconnect(receive, self._run(scope, send), self._is_stalled, check_s)
         except ClientDisconnected:
             logger.debug("client left its stream")
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, scope: Scope, send: Send) -> None:
         async with self._generation as generation:
-            body = await self._next_frames()
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
+            first = await generation.read()
+            timing = server_timing(generation.timing, generation.first_token_s)
+            self.raw_headers.append((b"server-timing", timing.encode()))
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._writer = body_writer(scope, send)
             try:
+                self._write(first)
                 while not generation.is_finished:
-                    if body:
-                        await self._send(send, body)
-                    body = await self._next_frames()
+                    await self._wait(self._writer.drained())
+                    await generation.pump(self._write)
+                await self._wait(self._writer.drained())
+                body = self._last_frames
                 if self._wants_usage:
                     body += self._chunks.usage(generation.usage())
             except APIError as error:
@@ -122,11 +144,20 @@ class EventStream(Response):
             except Exception:  # the status is sent: only the stream itself can tell
                 logger.exception("stream failed")
                 body = error_frame(EngineError("The server failed to go on with this answer."))
-            await self._send(send, body + DONE, is_last=True)
+            end = {"type": "http.response.body", "body": body + DONE, "more_body": False}
+            await self._wait(send(end))
 
-    async def _next_frames(self) -> bytes:
+    def _write(self, events: list[ChoiceEvent]) -> bool:
+        """False: the client is behind. The last frames are kept, to leave with the stream's end."""
+        assert self._writer is not None
+        frames = self._frames(events)
+        if self._generation.is_finished:
+            self._last_frames = frames
+            return False
+        return not frames or self._writer.try_write(frames)
+
+    def _frames(self, events: list[ChoiceEvent]) -> bytes:
         generation = self._generation
-        events = await generation.read()
         usage = generation.usage() if self._wants_running_usage else None
         if len(events) == 1 and not self._unseen:
             return self._chunks.write(events[0], usage)
@@ -139,9 +170,10 @@ class EventStream(Response):
             frames.append(self._chunks.write(event, usage, prompt_ids))
         return b"".join(frames)
 
-    async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
+    async def _wait(self, sending: Awaitable[None]) -> None:
+        """Waits for the client, and lets the watch see for how long."""
         self._sending_since_s = asyncio.get_running_loop().time()
-        await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+        await sending
         self._sending_since_s = None
 
     def _is_stalled(self) -> bool:

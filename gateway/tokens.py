@@ -5,7 +5,8 @@ The text side (routes, generation) makes a TokenRequest and reads TokenDeltas; t
 (router, clients) turns them into messages. No protobuf and no HTTP here.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -17,6 +18,11 @@ class Grammar:
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
+    param: str = field(default="", compare=False)  # the request's field it comes from
+    # tried before the whole, so that a refusal names the smallest field that is wrong
+    parts: "tuple[Grammar, ...]" = field(default=(), compare=False)
+    # tried instead of `text`, where that names tokens of the model; empty: nothing is left to try
+    trial: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +82,16 @@ class Timing:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     num_preemptions: int = 0
+    engine: str = ""  # the replica
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenDelta:
-    """What one engine step brought for one request."""
+    """What one engine step brought for one request, or several plain ones that waited.
+
+    Treated as immutable by who takes it, but not frozen: one is made a token, and a frozen
+    dataclass takes three times as long to build.
+    """
 
     token_ids: list[int]
     finish_reason: FinishReason | None = None
@@ -106,14 +117,20 @@ class ModelInfo:
 
 
 class TokenStream(Protocol):
-    """One running request. Read by one task; `abort` may be called at any time, even at the end."""
+    """One running request. `abort` may be called at any time, even at the end."""
 
-    async def read(self) -> list[TokenDelta]:
-        """All deltas since the last read (at least one). The last delta of a request has a
-        finish_reason.
+    def take(self) -> list[TokenDelta]:
+        """All deltas since the last call; without waiting, so there may be none. The last delta of
+        a request has a finish_reason.
 
-        Raises: gateway.errors.APIError when the request failed for good.
+        Raises: gateway.errors.APIError when the request failed for good; what came before the
+        failure is given out first.
         """
+        ...
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called on the event loop whenever there is something to take (deltas or
+        the failure), within the very call that brought it. It must not raise. One at a time."""
         ...
 
     def abort(self) -> None:
@@ -143,6 +160,10 @@ class ClusterView(Protocol):
         """None if every model has a replica that makes progress; else a sentence for /health and
         /readyz.
         """
+        ...
+
+    async def engine_metrics(self) -> bytes:
+        """The control plane's metrics as Prometheus reads them; empty while it is away."""
         ...
 
     async def model_files(self, digest: str) -> dict[str, bytes]:

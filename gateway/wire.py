@@ -68,21 +68,26 @@ class Placement:
     queue_s: float = 0.0
 
 
-def place_command(query_id: int, query: PlacementQuery) -> scheduler_pb2.PlaceCommand:
-    return scheduler_pb2.PlaceCommand(
-        place=scheduler_pb2.PlaceRequest(
-            id=query_id,
-            request_id=query.request_id,
-            model=query.model,
-            block_hashes=query.block_hashes,
-            num_prompt_tokens=query.num_prompt_tokens,
-            max_tokens=query.max_tokens,
-            priority=query.priority,
-            tenant=query.tenant,
-            timeout_s=query.timeout_s,
-            exclude_replicas=query.exclude_replicas,
-        )
+def place_request(query_id: int, query: PlacementQuery) -> scheduler_pb2.PlaceRequest:
+    return scheduler_pb2.PlaceRequest(
+        id=query_id,
+        request_id=query.request_id,
+        model=query.model,
+        block_hashes=query.block_hashes,
+        num_prompt_tokens=query.num_prompt_tokens,
+        max_tokens=query.max_tokens,
+        priority=query.priority,
+        tenant=query.tenant,
+        timeout_s=query.timeout_s,
+        exclude_replicas=query.exclude_replicas,
     )
+
+
+def place_command(requests: list[scheduler_pb2.PlaceRequest]) -> scheduler_pb2.PlaceCommand:
+    """One question as itself, several as one message."""
+    if len(requests) == 1:
+        return scheduler_pb2.PlaceCommand(place=requests[0])
+    return scheduler_pb2.PlaceCommand(places=scheduler_pb2.PlaceRequests(places=requests))
 
 
 def cancel_command(query_id: int) -> scheduler_pb2.PlaceCommand:
@@ -163,6 +168,13 @@ def submit(
         cache_salt=request.cache_salt,
         traceparent=request.traceparent,
     )
+
+
+def submit_command(submits: list[worker_pb2.Submit]) -> worker_pb2.WorkerCommand:
+    """One submit as itself, several as one message."""
+    if len(submits) == 1:
+        return worker_pb2.WorkerCommand(submit=submits[0])
+    return worker_pb2.WorkerCommand(submits=worker_pb2.Submits(submits=submits))
 
 
 def sampling_params(settings: SamplingSettings) -> common_pb2.SamplingParams:

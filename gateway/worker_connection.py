@@ -30,17 +30,22 @@ ConnectCall: TypeAlias = (
 Phase = Literal["connecting", "open", "lost"]
 
 MAX_HANDLE = 2**32 - 1
+_MAX_SUBMITS = 16  # in one message: long prompts should not wait for each other
 
 
 class RequestSink(Protocol):
     """Where one request's events go, on the event loop. None of these may block or raise."""
 
     def on_token(self, token_id: int) -> None:
-        """The plain case: one more token."""
+        """The plain case: one more token. `on_message_end` follows."""
+        ...
+
+    def on_message_end(self) -> None:
+        """All that came for it in one message is there and may leave together."""
         ...
 
     def on_output(self, delta: TokenDelta) -> None:
-        """Anything else. After a delta with a finish_reason nothing follows."""
+        """Anything else. `on_message_end` follows, unless it has a finish_reason: then nothing."""
         ...
 
     def on_failure(self, refusal: Refusal) -> None:
@@ -227,9 +232,10 @@ class WorkerConnection:
     async def _write_queued(self, call: ConnectCall) -> None:
         # Submits first: only a request whose submit is out has its abort in the list.
         while self._unsent:
-            handle = next(iter(self._unsent))
-            command = worker_pb2.WorkerCommand(submit=self._unsent.pop(handle))
-            await call.write(command)
+            submits = list(itertools.islice(self._unsent.items(), _MAX_SUBMITS))
+            for handle, _ in submits:
+                del self._unsent[handle]
+            await call.write(wire.submit_command([submit for _, submit in submits]))
         if self._aborted:
             aborted, self._aborted = self._aborted, []
             abort = worker_pb2.Abort(handles=aborted)
@@ -273,25 +279,33 @@ class WorkerConnection:
     def _on_step(self, step: worker_pb2.StepOutputs, now: float) -> None:
         self._progress_at = now
         sinks = self._sinks
+        told: dict[RequestSink, None] = {}
         for handle, token_id in zip(step.handles, step.token_ids, strict=True):
             sink = sinks.get(handle)
             if sink is not None:  # else: aborted, and the abort is on its way
                 sink.on_token(token_id)
+                told[sink] = None
         for output in step.outputs:
-            self._on_output(output)
+            sink = self._on_output(output)
+            if sink is not None:
+                told[sink] = None
+        for sink in told:
+            sink.on_message_end()
 
-    def _on_output(self, output: worker_pb2.RequestOutput) -> None:
+    def _on_output(self, output: worker_pb2.RequestOutput) -> RequestSink | None:
+        """Returns the sink if more may follow."""
         sink = self._sinks.get(output.handle)
         if sink is None:
-            return
+            return None
         refusal = _failure(output)
-        if refusal is None:
-            if output.finish_reason:
-                del self._sinks[output.handle]
-            sink.on_output(wire.token_delta(output))
-            return
-        del self._sinks[output.handle]
-        sink.on_failure(refusal)
+        if refusal is not None:
+            del self._sinks[output.handle]
+            sink.on_failure(refusal)
+            return None
+        if output.finish_reason:
+            del self._sinks[output.handle]
+        sink.on_output(wire.token_delta(output))
+        return None if output.finish_reason else sink
 
 
 def _failure(output: worker_pb2.RequestOutput) -> Refusal | None:

@@ -10,6 +10,27 @@ from typing import Any
 JSON = {"content-type": "application/json"}
 FORMAT, OUTPUTS = "response_format", "structured_outputs"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+# What other servers take and this one would have to drop silently.
+REFUSED: list[tuple[str, Any]] = [
+    ("use_beam_search", True),
+    ("best_of", 3),
+    ("length_penalty", 0.5),
+    ("echo", True),
+    ("documents", [{"text": "a"}]),
+    ("repetition_detection", {"max_pattern_size": 3}),
+    ("stream_interval", 4),
+    ("lora_path", "a"),
+    ("modalities", ["text", "audio"]),
+    ("return_tokens_as_token_ids", True),
+    ("return_prompt_text", True),
+    ("mm_processor_kwargs", {"a": 1}),
+    ("kv_transfer_params", {"a": 1}),
+    ("logprob_token_ids", [1]),
+    ("prompt_embeds", "AA=="),
+    ("functions", [{"name": "f"}]),
+    ("stop_regex", "a+"),
+    ("web_search_options", {"a": 1}),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +167,7 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
         bad_chat(
             "truncation beyond the window", "truncate_prompt_tokens", truncate_prompt_tokens=10**6
         ),
+        bad_chat("truncation of no side", "truncation_side", truncation_side="middle"),
         # stops, ids and words
         bad_chat("stop is a number", "stop", stop=5),
         bad_chat("stop is empty", "stop", stop=""),
@@ -182,13 +204,24 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
         bad_text("two constraints", OUTPUTS, structured_outputs={"regex": "a", "choice": ["a"]}),
         bad_text("bad regex", OUTPUTS, structured_outputs={"regex": "a(b"}),
         bad_text("NUL in a regex", OUTPUTS, structured_outputs={"regex": "a\0b"}),
-        bad_text("own grammar", OUTPUTS, structured_outputs={"grammar": 'start: "a"'}),
+        bad_text("grammar without a start", OUTPUTS, structured_outputs={"grammar": 'a: "b"'}),
+        bad_text("grammar with a loose end", OUTPUTS, structured_outputs={"grammar": "root ::= ("}),
+        bad_text("older name", "guided_regex", guided_regex="a(b"),
+        bad_text("tag of no kind", OUTPUTS, structured_outputs={"structural_tag": {"format": {}}}),
         bad_text("no choice", OUTPUTS, structured_outputs={"choice": []}),
         bad_text("schema is no JSON", OUTPUTS, structured_outputs={"json": "{"}),
         bad_text("schema is a number", OUTPUTS, structured_outputs={"json": "5"}),
         bad_chat("unknown format", "response_format.type", response_format={"type": "xml"}),
-        bad_chat("unsupported constraint", "guided_regex", guided_regex="a+"),
         bad_text("suffix", "suffix", suffix="end"),
+        bad_text("suffix of ids", "suffix", suffix="end", prompt=[5]),
+        bad_text("best_of below n", "best_of", best_of=2, n=3),
+        bad_text("best_of in a stream", "best_of", best_of=2, stream=True),
+        bad_text("best_of huge", "best_of", best_of=129),
+        bad_text("best_of times prompts huge", "best_of", best_of=128, prompt=["hi"] * 100),
+        # known, and not honoured
+        *(bad_chat(f"{name} is not honoured", name, **{name: value}) for name, value in REFUSED),
+        bad_chat("timeout zero", "timeout", timeout=0),
+        bad_chat("timeout of a year", "timeout", timeout=3e7),
         # tools and templates
         bad_chat("tools are empty", "tools", tools=[]),
         bad_chat("tool without a name", "tools[0].function.name", tools=[{**tool, "function": {}}]),

@@ -6,20 +6,25 @@ The routes differ in bodies and answer objects; from the plan on their way is on
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.account import Asked
 from gateway.chunks import ChunkHead, Chunks
-from gateway.generation import ChoiceResult, Generation, GenerationPlan, fold
+from gateway.generation import Generation, GenerationPlan
 from gateway.middleware import usable_request_id
 from gateway.planning import Asker
 from gateway.schemas.common import SamplingFields
+from gateway.server_timing import server_timing
 from gateway.sse import EventStream, until_disconnect
-from gateway.state import facts_of, gateway_of, tenant_of
-from gateway.tokens import ModelInfo, Timing
+from gateway.state import account_of, facts_of, gateway_of
+from gateway.tenant_rules import check_allowed, keep_within, priority_of, reserved_tokens
+from gateway.tokens import ModelInfo
+from gateway.whole_answer import ChoiceResult, fold
 
 B = TypeVar("B", bound=SamplingFields)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -50,26 +55,36 @@ async def begin(
     request: Request, body: B, prefix: str, plan: Callable[[B, Asker], GenerationPlan]
 ) -> Answering:
     """Checks, encodes and plans; nothing runs yet. Raises: APIError."""
-    gateway = gateway_of(request)
-    model = gateway.model(body.model)
+    gateway, account = gateway_of(request), account_of(request)
+    tenant = account.tenant
+    model = gateway.model(body.model, tenant)
+    account.ask(Asked(model.served_names[0], request.url.path, bool(body.stream)))
     body.check_rules()
+    check_allowed(body, tenant)
     asker = Asker(
         completion_id=f"{prefix}-{_request_id(request, body)}",
         model=model,
         model_name=body.model or model.served_names[0],
         text=await gateway.texts.get(model),
         max_logprobs=min(gateway.config.max_logprobs, model.max_logprobs),
-        tenant=tenant_of(request),
+        tenant=tenant.name,
+        priority=priority_of(body, tenant),
         traceparent=_traceparent(request),
-        timeout_s=gateway.config.request_timeout_s,
+        timeout_s=_timeout_s(body, gateway.config.request_timeout_s),
         default_max_tokens=gateway.config.default_max_tokens,
     )
     planned = await gateway.texts.run(body_bytes(request), lambda: plan(body, asker))
-    num_prompt = sum(len(one.prompt_token_ids) for one in planned.requests) // (body.n or 1)
+    grammar = planned.requests[0].sampling.grammar
+    if grammar is not None:
+        await gateway.grammars.check(grammar)
+    keep_within(planned.requests, tenant)
+    account.charge(reserved_tokens(planned, body))
     timer = gateway.metrics.of_model(model.served_names[0]).start(
-        facts_of(request).arrival_s, num_prompt
+        facts_of(request).arrival_s, body.n or 1
     )
-    return Answering(body, asker, Generation(planned, gateway.router, timer, gateway.drain))
+    generation = Generation(planned, gateway.router, timer, gateway.drain)
+    account.answer_with(generation)
+    return Answering(body, asker, generation)
 
 
 def stream(request: Request, answering: Answering, chunks: Chunks) -> Response:
@@ -89,23 +104,14 @@ async def whole(
     build: Callable[[Answering, list[ChoiceResult]], msgspec.Struct],
 ) -> Response:
     results = await until_disconnect(request.receive, fold(answering.generation))
-    headers = {"server-timing": server_timing(answering.generation.timing)}
+    generation = answering.generation
+    total_s = perf_counter() - facts_of(request).arrival_s
+    headers = {"server-timing": server_timing(generation.timing, generation.first_token_s, total_s)}
     return json_response(build(answering, results), headers)
 
 
 def json_response(answer: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
     return Response(_encoder.encode(answer), headers=headers, media_type="application/json")
-
-
-def server_timing(timing: Timing) -> str:
-    """https://www.w3.org/TR/server-timing/, durations in milliseconds."""
-    spans = {
-        "placement": timing.placement_s,
-        "queue": timing.queue_s,
-        "prefill": timing.prefill_s,
-        "decode": timing.decode_s,
-    }
-    return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in spans.items())
 
 
 def fingerprint(model: ModelInfo) -> str:
@@ -116,6 +122,12 @@ def body_bytes(request: Request) -> int:
     """How long the body is; where the client does not say, as long as it may be."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isdigit() else gateway_of(request).config.max_body_bytes
+
+
+def _timeout_s(body: SamplingFields, limit_s: float | None) -> float | None:
+    """A client may ask for less time than the server's own limit, not for more."""
+    given = [one for one in (body.timeout, limit_s) if one is not None]
+    return min(given, default=None)
 
 
 def _request_id(request: Request, body: SamplingFields) -> str:

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.chunks import ChatChunks
-from gateway.generation import ChoiceResult
 from gateway.logprobs import chat_logprobs, prompt_logprobs
 from gateway.planning import plan_chat
 from gateway.routes.answering import Answering, begin, fingerprint, stream, whole
@@ -20,6 +19,7 @@ from gateway.schemas.answers import (
     ToolCall,
 )
 from gateway.schemas.chat import ChatRequest
+from gateway.whole_answer import ChoiceResult
 
 router = APIRouter(tags=["chat"])
 
@@ -69,10 +69,17 @@ def _choice(result: ChoiceResult, body: ChatRequest, answering: Answering) -> Ch
 
 def _message(result: ChoiceResult) -> AssistantMessage:
     """Content is null where there are only calls."""
+    reasoning = "".join(result.reasoning) or UNSET
     if not result.calls:
-        return AssistantMessage(content=result.text)
+        content = result.text or ("" if reasoning is UNSET else None)
+        return AssistantMessage(content=content, reasoning=reasoning, reasoning_content=reasoning)
     calls = [
         ToolCall(id=call.id, function=CalledFunction(call.name, call.arguments))
         for call in result.calls
     ]
-    return AssistantMessage(content=result.text or None, tool_calls=calls)
+    return AssistantMessage(
+        content=result.text or None,
+        reasoning=reasoning,
+        reasoning_content=reasoning,
+        tool_calls=calls,
+    )

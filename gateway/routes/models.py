@@ -4,10 +4,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import ModelNotFoundError
 from gateway.routes.answering import json_response
 from gateway.schemas.answers import ModelCard, ModelList
-from gateway.state import gateway_of
+from gateway.state import gateway_of, tenant_of
 from gateway.tokens import ModelInfo
 
 router = APIRouter(tags=["models"])
@@ -15,16 +14,14 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", response_model=None)
 async def list_models(request: Request) -> Response:
-    models = gateway_of(request).view.models()
+    models = gateway_of(request).models(tenant_of(request))
     cards = [_card(model, name) for model in models for name in model.served_names]
     return json_response(ModelList(data=cards))
 
 
 @router.get("/v1/models/{model_id:path}", response_model=None)
 async def get_model(model_id: str, request: Request) -> Response:
-    model = gateway_of(request).view.model(model_id)
-    if model is None:
-        raise ModelNotFoundError(model_id[:256])
+    model = gateway_of(request).model(model_id, tenant_of(request))
     return json_response(_card(model, model_id))
 
 

@@ -1,4 +1,4 @@
-"""What operators and probes ask: /livez /readyz /health /ping /version /metrics.
+"""What operators and probes ask: /livez /readyz /health /ping /version /load /metrics.
 
 /health and /readyz tell what the cluster's step counters tell, not that this process answers;
 that is /livez.
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway.errors import UnavailableError
 from gateway.state import gateway_of
@@ -27,8 +27,7 @@ def shoal_version() -> str:
 
 
 @router.get("/livez", response_model=None)
-@router.get("/ping", response_model=None)
-@router.post("/ping", response_model=None)
+@router.api_route("/ping", methods=["GET", "POST"], response_model=None, include_in_schema=False)
 async def livez() -> Response:
     return JSONResponse({"status": "ok"})
 
@@ -57,6 +56,18 @@ async def get_version() -> Response:
     return JSONResponse({"version": shoal_version()})
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/load", response_model=None)
+async def load(request: Request) -> Response:
+    """As vLLM's: requests that this process is answering."""
+    return JSONResponse({"server_load": gateway_of(request).drain.num_active})
+
+
+@router.get("/metrics", response_model=None, response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    return Response(gateway_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    """The gateways' numbers, and behind them the engines' as the scheduler has them."""
+    gateway = gateway_of(request)
+    windows = {model.served_names[0]: model.max_model_len for model in gateway.view.models()}
+    text = gateway.metrics.exposition(windows)
+    if gateway.config.shows_engine_metrics:
+        text += await gateway.view.engine_metrics()
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -9,7 +9,7 @@ from gateway.routes.answering import body_bytes, json_response
 from gateway.sampling import check_prompt_ids
 from gateway.schemas.answers import Detokenized, Tokenized
 from gateway.schemas.tokens import DetokenizeRequest, TokenizeRequest
-from gateway.state import gateway_of
+from gateway.state import gateway_of, tenant_of
 from gateway.text.model_text import TextModel
 
 router = APIRouter(tags=["tokens"])
@@ -20,7 +20,7 @@ router = APIRouter(tags=["tokens"])
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     gateway = gateway_of(request)
     body.check_rules()
-    model = gateway.model(body.model)
+    model = gateway.model(body.model, tenant_of(request))
     text = await gateway.texts.get(model)
     name = body.model or model.served_names[0]
     ids = await gateway.texts.run(body_bytes(request), lambda: _encode(body, text, name))
@@ -39,7 +39,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 @router.post("/v1/detokenize", response_model=None)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     gateway = gateway_of(request)
-    model = gateway.model(body.model)
+    model = gateway.model(body.model, tenant_of(request))
     check_prompt_ids(body.tokens, model, "tokens")
     tokenizer = (await gateway.texts.get(model)).tokenizer
     skips = body.skip_special_tokens

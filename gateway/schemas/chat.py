@@ -14,6 +14,10 @@ _MEDIA_TYPES = frozenset(
 )
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+MAX_THINKING_TOKENS = 1_000_000
+
+
 class ContentPart(BaseModel):
     type: str
     text: str | None = None
@@ -39,6 +43,12 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+
+    def text(self) -> str:
+        """All its text parts."""
+        if not isinstance(self.content, list):
+            return self.content or ""
+        return "".join(part if isinstance(part, str) else part.text or "" for part in self.content)
 
     def texts(self, where: str, model: str) -> str | list[str] | None:
         """Raises: InvalidRequestError for parts that are not text."""
@@ -78,7 +88,10 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: Bool = True
     continue_final_message: Bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: Bool = True
+    thinking_token_budget: Int | None = Field(None, ge=-1, le=MAX_THINKING_TOKENS)  # -1: no limit
+    max_thinking_tokens: Int | None = Field(None, ge=-1, le=MAX_THINKING_TOKENS)
 
     def check_rules(self) -> None:
         super().check_rules()
@@ -116,6 +129,17 @@ class ChatRequest(SamplingFields):
         return self.tools is not None and self.tool_choice != "none"
 
     @property
+    def forces_call(self) -> bool:
+        return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
+
+    @property
+    def thinking_budget(self) -> int | None:
+        given = self.thinking_token_budget
+        if given is None:
+            given = self.max_thinking_tokens
+        return None if given == -1 else given
+
+    @property
     def max_output_tokens(self) -> int | None:
         given = self.max_completion_tokens
         return self.max_tokens if given is None else given
@@ -136,9 +160,14 @@ class ChatRequest(SamplingFields):
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
     def template_variables(self) -> dict[str, Any]:
+        """An effort is told under all names that templates know of it."""
         variables = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        effort = self.reasoning_effort
+        if effort is not None:
+            variables.setdefault("enable_thinking", effort != "none")
+            variables.setdefault("thinking", effort != "none")
+            if effort != "none":
+                variables.setdefault("reasoning_effort", effort)
         return variables
 
 
@@ -161,10 +190,13 @@ def _part_text(part: str | ContentPart, where: str, model: str) -> str:
 
 def template_message(message: ChatMessage, where: str, model: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": message.role, "content": message.texts(where, model)}
-    for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
+    for name in ("name", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
             fields[name] = value
+    reasoning = message.reasoning if message.reasoning is not None else message.reasoning_content
+    if reasoning is not None:
+        fields |= {"reasoning": reasoning, "reasoning_content": reasoning}
     if message.tool_calls:
         fields["tool_calls"] = [_template_call(call) for call in message.tool_calls]
     return fields

@@ -9,7 +9,9 @@ import pytest
 
 from cluster.arguments import human_int
 from cluster.cli import main, parse
+from cluster.config import DeploymentSpec
 from cluster.options import ServeOptions, serve_options
+from worker.config import SpeculationConfig
 
 
 def options(*argv: str, env: dict[str, str] | None = None) -> ServeOptions:
@@ -48,6 +50,14 @@ def test_defaults_are_those_of_the_runner() -> None:
     assert (chosen.host, chosen.port) == ("0.0.0.0", 8000)
 
 
+def test_experts_are_whole_on_shards_where_that_is_asked_for() -> None:
+    assert not options().runner.enable_expert_parallel
+    chosen = options("org/model", "--enable-expert-parallel")
+    assert chosen.runner.enable_expert_parallel
+    spec = chosen.deployment("/m", ("m",), "cpu", 2)
+    assert DeploymentSpec.from_json(spec.to_json()).runner.enable_expert_parallel
+
+
 def test_vllm_spellings_reach_the_runner() -> None:
     line = (
         "org/model --tensor-parallel-size 4 --max-model-len 32k --gpu-memory-utilization 0.8 "
@@ -62,6 +72,49 @@ def test_vllm_spellings_reach_the_runner() -> None:
     assert (runner.kv_cache_bytes, runner.num_blocks) == (2**31, 100)
     assert (runner.dtype, runner.block_size) == ("float16", 32)
     assert (runner.max_num_seqs, runner.max_num_batched_tokens) == (8, 512)
+
+
+@pytest.mark.parametrize(("text", "target"), [("auto", None), ("0", 0.0), ("37.5", 37.5)])
+def test_target_between_tokens(text: str, target: float | None) -> None:
+    assert options("--target-itl-ms", text).target_itl_ms == target
+    assert options().target_itl_ms is None
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("auto", SpeculationConfig()),
+        ("off", None),
+        ('{"method": "ngram"}', SpeculationConfig()),
+        (
+            '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 6}',
+            SpeculationConfig(4, 6, 6),
+        ),
+        (
+            '{"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2}',
+            SpeculationConfig(prompt_lookup_max=4, prompt_lookup_min=2),
+        ),
+    ],
+)
+def test_speculation_as_in_vllm(text: str, config: SpeculationConfig | None) -> None:
+    assert options("--speculative-config", text).speculation == config
+    assert options().speculation == SpeculationConfig()
+
+
+def test_speculation_reaches_the_deployment_and_survives_its_store() -> None:
+    line = ["--target-itl-ms", "40", "--speculative-config", '{"method": "ngram"}']
+    spec = options(*line).deployment("folder", ("m",), "cpu", 1)
+    assert (spec.target_itl_ms, spec.speculation) == (40.0, SpeculationConfig())
+    assert DeploymentSpec.from_json(spec.to_json()) == spec
+    without = options("--speculative-config", "off").deployment("folder", ("m",), "cpu", 1)
+    assert DeploymentSpec.from_json(without.to_json()).speculation is None
+
+
+def test_file_may_spell_speculation_out(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("speculative-config:\n  method: ngram\n  num_speculative_tokens: 3\n")
+    chosen = options("--config", str(file)).speculation
+    assert chosen is not None and chosen.num_speculative_tokens == 3
 
 
 @pytest.mark.parametrize("text", ["auto", "-1"])
@@ -99,6 +152,23 @@ def test_keys_come_from_flags_and_environment() -> None:
         (["--port", "70000"], "not a port"),
         (["--tensor-parallel-size", "0"], "at least 1"),
         (["--shutdown-timeout", "-1"], "number of seconds"),
+        (["--target-itl-ms", "fast"], "number of milliseconds"),
+        (["--target-itl-ms", "-5"], "number of milliseconds"),
+        (["--speculative-config", "on"], '"auto", "off" or a JSON object'),
+        (["--speculative-config", '{"method": "eagle"}'], 'method must be "ngram"'),
+        (["--speculative-config", "{}"], 'method must be "ngram"'),
+        (["--speculative-config", '{"method": "ngram", "model": "x"}'], "model: not known"),
+        (
+            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 0}'],
+            "num_speculative_tokens must be from 1 to 64",
+        ),
+        (
+            [
+                "--speculative-config",
+                '{"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 3}',
+            ],
+            "prompt_lookup_min (3) is above prompt_lookup_max (2)",
+        ),
     ],
 )
 def test_a_mistake_is_named(

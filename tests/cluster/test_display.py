@@ -78,3 +78,35 @@ def test_terminal_shows_text_with_brackets_unchanged() -> None:
 )
 def test_sizes_have_binary_units(size: int, text: str) -> None:
     assert human_bytes(size) == text
+
+
+def test_what_lasts_says_so_every_few_seconds_in_a_file() -> None:
+    out, clock = io.StringIO(), Clock()
+    display = Display(out, io.StringIO(), clock)
+    for second in range(12):
+        clock.now = 50.0 + second
+        display.progress("Weights", f"{second} of 12 GiB", second / 12)
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "[  5.00 s] Weights                 42%  5 of 12 GiB",
+        "[ 10.00 s] Weights                 83%  10 of 12 GiB",
+    ]
+
+
+def test_quick_phase_adds_no_progress_line() -> None:
+    out, clock = io.StringIO(), Clock()
+    display = Display(out, io.StringIO(), clock)
+    clock.now = 54.0
+    display.phase("Shard actors")
+    clock.now = 58.0
+    display.progress("Weights", "1 of 2 GiB", 0.5)
+    assert "Weights" not in out.getvalue()
+
+
+def test_what_lasts_is_a_bar_on_a_terminal() -> None:
+    out = Terminal()
+    display = Display(out, io.StringIO())
+    display.progress("Weights", "1 of 4 GiB", 0.25)
+    display.close()
+    bar = "\N{FULL BLOCK}" * 5 + "\N{LIGHT SHADE}" * 15
+    assert f"Weights {bar}  25%  1 of 4 GiB" in out.getvalue()

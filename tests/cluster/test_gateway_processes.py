@@ -19,7 +19,7 @@ from cluster.gateway_processes import (
     GatewayProcesses,
     OutputTail,
     Process,
-    SharedMetrics,
+    SharedFolder,
     gateway_command,
     gateway_environment,
     popen,
@@ -99,7 +99,11 @@ def test_only_several_gateways_share_the_port() -> None:
 def test_keys_travel_in_the_environment_only() -> None:
     chosen = options("--api-key", "secret-1", "secret-2")
     env = gateway_environment(chosen, {"PATH": "/bin", "VLLM_API_KEY": "other"})
-    assert env == {"PATH": "/bin", "SHOAL_API_KEY": "secret-1,secret-2"}
+    assert env == {
+        "PATH": "/bin",
+        "SHOAL_API_KEY": "secret-1,secret-2",
+        "SHOAL_PROBE_KEY": chosen.probe_key,
+    }
     assert "secret" not in " ".join(gateway_command(chosen, 1, "h:1"))
 
 
@@ -192,7 +196,7 @@ def test_gateway_does_not_outlive_a_killed_launcher() -> None:
 
 
 def test_dead_gateways_leave_no_requests_in_flight() -> None:
-    metrics = SharedMetrics()
+    metrics = SharedFolder()
     folder = Path(metrics.environment["PROMETHEUS_MULTIPROC_DIR"])
     mine, dead = (folder / f"gauge_livesum_{pid}.db" for pid in (os.getpid(), 2**22 + 1))
     counted = folder / f"counter_{2**22 + 1}.db"

@@ -191,7 +191,7 @@ class World:
             start_scheduler=self._start_scheduler,
             find_scheduler=lambda: self._scheduler() if self.found_scheduler else None,
             spawn=self._spawn,
-            endpoint=lambda host, port, key: cast(Endpoint, FakeEndpoint(self)),
+            endpoint=lambda host, port, key, certificate: cast(Endpoint, FakeEndpoint(self)),
             count_gpus=lambda: self.num_gpus,
             memory_plan=self._memory_plan,
         )

@@ -129,6 +129,13 @@ async def test_requests_on_one_stream_are_answered(served: Served) -> None:
     assert await read(call) is grpc.aio.EOF
 
 
+async def test_questions_of_one_message_are_answered_each(served: Served) -> None:
+    call = served.stub.Place(timeout=DEADLINE_S)
+    places = scheduler_pb2.PlaceRequests(places=[place(id_).place for id_ in (1, 2, 3)])
+    await call.write(scheduler_pb2.PlaceCommand(places=places))
+    assert {(await read(call)).id for _ in range(3)} == {1, 2, 3}
+
+
 async def test_waiting_request_is_answered_when_a_report_brings_room(served: Served) -> None:
     call = served.stub.Place(timeout=DEADLINE_S)
     for place_id in range(1, 6):

@@ -22,8 +22,10 @@ def view() -> FakeView:
 
 
 @pytest.fixture
-def app(router: FakeRouter, view: FakeView) -> FastAPI:
-    return create_app(GatewayConfig(), router, view)
+async def app(router: FakeRouter, view: FakeView) -> AsyncIterator[FastAPI]:
+    app = create_app(GatewayConfig(), router, view)
+    yield app
+    await app.state.gateway.grammars.close()  # its processes: no lifespan ends them here
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ class FakeView:
         self.files = model_files() if files is None else files
         self.reason: str | None = None
         self.num_fetches = 0
+        self.exposition = b""
 
     def models(self) -> list[ModelInfo]:
         return self.known
@@ -39,6 +40,9 @@ class FakeView:
     def unhealthy_reason(self) -> str | None:
         return self.reason
 
+    async def engine_metrics(self) -> bytes:
+        return self.exposition
+
     async def model_files(self, digest: str) -> dict[str, bytes]:
         self.num_fetches += 1
         await asyncio.sleep(0)
@@ -47,27 +51,46 @@ class FakeView:
 
 @dataclass
 class FakeStream:
-    """Gives out its deltas, one list a read; an APIError in the script is raised. With the script
-    at its end and nothing finished it waits, as an engine at work would."""
+    """Gives out its deltas, one list a turn of the loop while somebody listens; an APIError in the
+    script is raised. With the script at its end and nothing finished it waits, as an engine at work
+    would."""
 
     script: list[list[TokenDelta] | APIError]
     is_aborted: bool = False
-    num_reads: int = 0
     waits: asyncio.Event = field(default_factory=asyncio.Event)  # set while it has nothing to give
+    _arrived: list[list[TokenDelta] | APIError] = field(default_factory=list)
+    _num_given: int = 0
+    _listener: Callable[[], None] | None = None
 
-    async def read(self) -> list[TokenDelta]:
-        await asyncio.sleep(0)
-        if self.num_reads >= len(self.script):
-            self.waits.set()
-            await asyncio.Event().wait()
-        step = self.script[self.num_reads]
-        self.num_reads += 1
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        if self._listener is None and listener is not None:
+            asyncio.get_running_loop().call_soon(self.bring)
+        self._listener = listener
+
+    def take(self) -> list[TokenDelta]:
+        if not self._arrived:
+            return []
+        step = self._arrived.pop(0)
         if isinstance(step, APIError):
             raise step
         return step
 
     def abort(self) -> None:
         self.is_aborted = True
+
+    def bring(self) -> None:
+        if self._listener is None:
+            return
+        if self._arrived:
+            self._listener()  # it was not taken the last time
+        elif self._num_given < len(self.script):
+            self._arrived.append(self.script[self._num_given])
+            self._num_given += 1
+            self._listener()
+        else:
+            self.waits.set()
+            return
+        asyncio.get_running_loop().call_soon(self.bring)
 
 
 Script = Callable[[TokenRequest], list[list[TokenDelta] | APIError]]
@@ -107,9 +130,9 @@ def ids_of(text: str) -> list[int]:
     return tokenizer().encode(text, add_special_tokens=False)
 
 
-def says(text: str, *, group: int = 1, ends: bool = True) -> Script:
+def says(text: str | list[int], *, group: int = 1, ends: bool = True) -> Script:
     """An engine that answers `text` and </s> within max_tokens, `group` tokens a read."""
-    ids = [*ids_of(text), EOS_ID]
+    ids = [*(ids_of(text) if isinstance(text, str) else text), EOS_ID]
 
     def script(request: TokenRequest) -> list[list[TokenDelta] | APIError]:
         limit = request.sampling.max_tokens
@@ -122,7 +145,7 @@ def says(text: str, *, group: int = 1, ends: bool = True) -> Script:
                 finish_reason="length" if is_cut else "stop",
                 logprobs=last.logprobs,
                 prompt_logprobs=last.prompt_logprobs,
-                timing=Timing(3, 0.001, 0.002, 0.003, 0.004),
+                timing=Timing(3, 0.001, 0.002, 0.003, 0.004, engine="r0"),
             )
         else:
             deltas.pop()  # </s>
@@ -141,7 +164,7 @@ def _delta(token_id: int, request: TokenRequest, *, is_first: bool) -> TokenDelt
         ]
         if is_first and sampling.prompt_logprobs is not None
         else None,
-        timing=Timing(num_cached_tokens=3) if is_first else None,
+        timing=Timing(num_cached_tokens=3, engine="r0") if is_first else None,
     )
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from gateway.tokens import SamplingSettings
@@ -34,8 +36,10 @@ async def test_answer_is_openais_object(client):
         "total_tokens": 18,
         "prompt_tokens_details": {"cached_tokens": 3},
     }
-    assert response.headers["server-timing"] == (
-        "placement;dur=1.000, queue;dur=2.000, prefill;dur=3.000, decode;dur=4.000"
+    assert re.fullmatch(
+        r"placement;dur=1\.000, queue;dur=2\.000, prefill;dur=3\.000, first-token;dur=[\d.]+, "
+        r"decode;dur=4\.000, total;dur=[\d.]+",
+        response.headers["server-timing"],
     )
 
 
@@ -224,3 +228,23 @@ async def test_too_long_is_worded_for_the_clients_that_read_it(client):
     assert "Input tokens exceed the configured limit" in error["message"]
     assert "maximum context length" in error["message"]
     assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "input_image", "image_url": "data:image/png;base64,AA=="},
+        {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "http://x/y.mp4"}},
+        {"type": "file", "file": {"file_id": "file-1"}},
+    ],
+    ids=lambda part: part["type"],
+)
+async def test_parts_that_are_no_text_are_refused_by_the_models_name(client, part):
+    content = [{"type": "text", "text": "What is this?"}, part]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    response = await client.post("/v1/chat/completions", json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "messages[0].content[1]"
+    assert "`tiny` takes text only" in error["message"] and part["type"] in error["message"]

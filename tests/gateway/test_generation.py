@@ -5,10 +5,11 @@ import pytest
 
 from gateway.drain import Drain
 from gateway.errors import EngineError, OverloadedError, UnavailableError
-from gateway.generation import Generation, GenerationPlan, fold
+from gateway.generation import Generation, GenerationPlan
 from gateway.metrics import GatewayMetrics
 from gateway.text.choice import TextSettings
 from gateway.tokens import SamplingSettings, TokenDelta, TokenRequest
+from gateway.whole_answer import fold
 from tests.gateway.fake_router import FakeRouter, ids_of, says, tokenizer
 from tests.gateway.waiting import until
 

@@ -7,7 +7,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.gateway.fake_router import FakeRouter, says
+from gateway.errors import EngineError
+from gateway.tokens import TokenDelta
+from tests.gateway.fake_router import FakeRouter, ids_of, says
+from tests.gateway.small_tokenizer import CHAT_TEMPLATE, model_files
 
 DOCUMENT = Path(__file__).parents[3] / "shared/openai-spec/openapi-trimmed.json"
 pytestmark = pytest.mark.skipif(not DOCUMENT.exists(), reason="no copy of OpenAI's document")
@@ -68,19 +71,69 @@ async def test_chat_answers_and_chunks(client, validate, fields):
         validate(chunk, "CreateChatCompletionStreamResponse")
 
 
-@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": 2}, {"stop": " wor"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 2},
+        {"logprobs": 2},
+        {"stop": " wor"},
+        {"echo": True},
+        {"prompt": ["a", "b"]},
+        {"return_token_ids": True},
+    ],
+    ids=str,
+)
 async def test_text_answers_and_chunks(client, validate, fields):
     whole = await client.post("/v1/completions", json={**TEXT, **fields})
     validate(whole.json(), "CreateCompletionResponse")
-    response = await client.post("/v1/completions", json={**TEXT, **fields, "stream": True})
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    response = await client.post("/v1/completions", json={**TEXT, **fields, **options})
+    chunks = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 0
+    for chunk in chunks:
+        validate(chunk, "CreateCompletionResponse")
+
+
+async def test_the_best_of_several(client, validate):
+    whole = await client.post("/v1/completions", json={**TEXT, "best_of": 3, "n": 2})
+    validate(whole.json(), "CreateCompletionResponse")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_thoughts_do_not_disturb(client, router, view, validate, streams):
+    view.files = model_files("{% if false %}<think></think>{% endif %}" + CHAT_TEMPLATE)
+    router.script = says("<think>so</think>yes")
+    response = await client.post("/v1/chat/completions", json={**CHAT, "stream": streams})
+    if not streams:
+        assert response.json()["choices"][0]["message"]["reasoning_content"] == "so"
+        validate(response.json(), "CreateChatCompletionResponse")
+        return
+    assert '"reasoning_content":' in response.text
     for line in response.text.split("\n\n")[:-2]:
-        validate(json.loads(line[6:]), "CreateCompletionResponse")
+        validate(json.loads(line[6:]), "CreateChatCompletionStreamResponse")
+
+
+async def test_running_usage(client, validate):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**CHAT, "stream": True, "stream_options": options}
+    response = await client.post("/v1/chat/completions", json=body)
+    for line in response.text.split("\n\n")[:-2]:
+        validate(json.loads(line[6:]), "CreateChatCompletionStreamResponse")
+
+
+async def test_an_error_in_a_stream(client, router, validate):
+    router.script = lambda request: [[TokenDelta(ids_of("hello"))], EngineError("lost")]
+    response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    *_, error, done, end = response.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    validate(json.loads(error[6:]), "ErrorResponse")
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", TOOL])
 async def test_calls_in_answers_and_chunks(client, router, validate, choice):
     call = '{"name": "add", "arguments": {"a": 1}}'
-    router.script = says('{"a": 1}' if choice == TOOL else call)
+    router.script = says(f"[{call}]" if choice == TOOL else call)
     body = {**CHAT, "tools": [TOOL], "tool_choice": choice}
     whole = (await client.post("/v1/chat/completions", json=body)).json()
     assert whole["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'

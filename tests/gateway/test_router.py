@@ -16,10 +16,10 @@ from gateway.errors import (
     OverloadedError,
     UnavailableError,
 )
-from gateway.routed_stream import RoutedStream
+from gateway.routed_stream import MAX_PENDING_DELTAS, RoutedStream
 from gateway.router import Router, RoutingLimits
 from gateway.scheduler_client import SchedulerClient, SchedulerTimings
-from gateway.tokens import Grammar, TokenDelta, TokenRequest
+from gateway.tokens import Grammar, TokenDelta, TokenLogprobs, TokenRequest
 from gateway.worker_client import WorkerPool
 from gateway.worker_connection import ConnectionTimings
 from protos import common_pb2, scheduler_pb2
@@ -31,6 +31,7 @@ from tests.fakes import (
     collect,
     expected_tokens,
     model_card,
+    read,
     token_request,
     tokens_of,
     until,
@@ -277,10 +278,10 @@ async def test_stream_with_no_replica_left_fails_after_its_window() -> None:
         worker.step()
         await until(lambda: len(stream.emitted) == 1)
         await worker.kill()
-        first = await stream.read()
+        first = await read(stream)
         assert tokens_of(first) == expected_tokens([5, 6, 7], 0, 1)
         with pytest.raises(UnavailableError, match="replica r0 was lost"):
-            await stream.read()
+            await read(stream)
         await assert_nothing_left(cluster)
 
 
@@ -323,7 +324,7 @@ async def test_leaders_refusal_becomes_the_clients_answer() -> None:
         cluster.workers[0].refusal = common_pb2.Error(code=3, message="no", field="top_k")
         stream = await cluster.router.start(token_request())
         with pytest.raises(InvalidRequestError, match="no") as caught:
-            await stream.read()
+            await read(stream)
         assert caught.value.param == "top_k"
         await assert_nothing_left(cluster)
 
@@ -333,7 +334,7 @@ async def test_full_leader_without_an_alternative_is_an_overload() -> None:
         cluster.workers[0].refusal = common_pb2.Error(code=8, message="queue full")
         stream = await cluster.router.start(token_request())
         with pytest.raises(OverloadedError, match="queue full"):
-            await stream.read()
+            await read(stream)
 
 
 async def test_unknown_model_is_refused_without_asking_anyone() -> None:
@@ -424,7 +425,7 @@ async def test_abort_frees_everything_and_ends_the_reader() -> None:
         worker.hang()
         stream = await cluster.router.start(token_request())
         await until(lambda: worker.num_live == 1)
-        reading = asyncio.create_task(stream.read())
+        reading = asyncio.create_task(read(stream))
         await asyncio.sleep(0)
         stream.abort()
         stream.abort()
@@ -438,8 +439,7 @@ async def test_abort_after_the_end_changes_nothing() -> None:
         stream = await cluster.router.start(token_request())
         await collect(stream)
         stream.abort()
-        with pytest.raises(RuntimeError, match="past its end"):
-            await stream.read()
+        assert stream.take() == []
         assert cluster.workers[0].aborted == []
 
 
@@ -482,13 +482,42 @@ async def test_abort_while_moving_leaves_nothing_behind() -> None:
         await assert_nothing_left(cluster)
 
 
+async def test_tokens_that_nobody_takes_wait_as_one_delta() -> None:
+    async with FakeCluster() as cluster:
+        (stream,) = await start_and_step(cluster, [token_request(max_tokens=40)], num_steps=30)
+        first, rest = await read(stream)  # the first token comes with its timing
+        assert len(first.token_ids) == 1
+        assert first.token_ids + rest.token_ids == expected_tokens([5, 6, 7], 0, 30)
+        cluster.workers[0].resume()
+        deltas = await collect(stream)
+        assert [*first.token_ids, *rest.token_ids, *tokens_of(deltas)] == expected_tokens(
+            [5, 6, 7], 0, 40
+        )
+
+
+async def test_scores_that_nobody_takes_are_bounded() -> None:
+    ended: list[RoutedStream] = []
+    async with FakeCluster() as cluster:
+        model = cluster.view.model("tiny")
+        assert model is not None
+        stream = RoutedStream(token_request(logprobs=1), model, lambda *_: None, ended.append)
+        scores = [TokenLogprobs(7, -0.5, 1, [])]
+        for _ in range(MAX_PENDING_DELTAS + 1):
+            assert not ended
+            stream.on_output(TokenDelta([7], logprobs=scores))
+        assert ended == [stream]
+        assert len(stream.take()) == MAX_PENDING_DELTAS + 1
+        with pytest.raises(EngineError, match="slowly"):
+            stream.take()
+
+
 async def test_cancelled_read_can_be_repeated() -> None:
     async with FakeCluster() as cluster:
         cluster.workers[0].hang()
         stream = await cluster.router.start(token_request())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
-                await stream.read()
+                await read(stream)
         cluster.workers[0].resume()
         assert tokens_of(await collect(stream)) == undisturbed(token_request())
 
@@ -511,9 +540,9 @@ async def test_deadline_in_the_middle_gives_the_tokens_first() -> None:
         assert 0 < worker.submits[0].timeout_s <= 0.2
         worker.step()
         await until(lambda: stream.is_ended)
-        assert tokens_of(await stream.read()) == expected_tokens([5, 6, 7], 0, 1)
+        assert tokens_of(await read(stream)) == expected_tokens([5, 6, 7], 0, 1)
         with pytest.raises(DeadlineError):
-            await stream.read()
+            await read(stream)
         await assert_nothing_left(cluster)
         assert worker.aborted == ["req"]
 
@@ -529,7 +558,7 @@ async def test_close_ends_what_runs() -> None:
         cluster.workers[0].hang()
         stream = await cluster.router.start(token_request())
         await cluster.router.close()
-        assert (await stream.read())[-1].finish_reason == "abort"
+        assert (await read(stream))[-1].finish_reason == "abort"
         await assert_nothing_left(cluster)
 
 

@@ -2,19 +2,21 @@
 is fake."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 import pytest
 
 from gateway.errors import ContextLengthError, InvalidRequestError
-from gateway.tokens import TokenRequest
+from gateway.tokens import Grammar, TokenRequest
 from tests.fake_executor import FakeExecutor, generate_alone
 from tests.fakes import (
     VOCAB_SIZE,
     FakeCluster,
     FakeWorker,
     collect,
+    read,
     token_request,
     tokens_of,
     until,
@@ -23,13 +25,14 @@ from worker.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.loop import EngineLoop
 from worker.engine.sampling_params import SamplingParams
-from worker.engine.step import StepPlan
+from worker.engine.step import StepPlan, StepResult
 from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.servicer import WorkerServicer, create_server
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 2048
 MAX_MODEL_LEN = 4096
+Compute = Callable[[StepPlan], StepResult]
 
 
 class RealWorker(FakeWorker):
@@ -113,9 +116,46 @@ async def test_requests_of_a_broken_engine_continue_exactly(cluster: FakeCluster
     assert cluster.router.num_live == cluster.pool.num_live == 0
 
 
+async def test_constrained_requests_of_a_broken_engine_continue_exactly(
+    cluster: FakeCluster,
+) -> None:
+    """Their tokens come several at once, and now and then a step brings none."""
+    broken = cluster.workers[0]
+    assert isinstance(broken, RealWorker)
+
+    def fail_at_step_8(plan: StepPlan) -> None:
+        if plan.step >= 8:
+            raise RuntimeError("the rank is gone")
+
+    broken.executor.before_step = fail_at_step_8
+    results = await asyncio.gather(*(complete(cluster, constrained(r)) for r in many()))
+    assert results == [undisturbed(r) for r in many()]
+    assert any(q.exclude_replicas == ["r0"] for q in cluster.scheduler.queries)
+
+
+async def test_a_failed_grammar_is_the_clients_own_field(cluster: FakeCluster) -> None:
+    for worker in cluster.workers:
+        assert isinstance(worker, RealWorker)
+        compute = worker.executor.execute
+
+        def failing(plan: StepPlan, compute: Compute = compute) -> StepResult:
+            slots = [sequence.slot for sequence in plan.sequences]
+            return replace(compute(plan), failed=dict.fromkeys(slots, "it is too hard"))
+
+        worker.executor.execute = failing  # type: ignore[method-assign]
+    with pytest.raises(InvalidRequestError, match="too hard") as refused:
+        await complete(cluster, constrained(token_request()))
+    assert refused.value.param == "response_format"
+
+
+def constrained(request: TokenRequest) -> TokenRequest:
+    grammar = Grammar("regex", ".*", "response_format")
+    return replace(request, sampling=replace(request.sampling, grammar=grammar))
+
+
 async def test_aborted_requests_free_the_engine(cluster: FakeCluster) -> None:
     streams = [await cluster.router.start(token_request(max_tokens=4000)) for _ in range(20)]
-    await asyncio.gather(*(stream.read() for stream in streams))
+    await asyncio.gather(*(read(stream) for stream in streams))
     for stream in streams:
         stream.abort()
     await until(lambda: all(worker.num_live == 0 for worker in cluster.workers))
@@ -124,6 +164,6 @@ async def test_aborted_requests_free_the_engine(cluster: FakeCluster) -> None:
 async def test_leaders_validation_reaches_the_client(cluster: FakeCluster) -> None:
     stream = await cluster.router.start(token_request(prompt=[VOCAB_SIZE + 1]))
     with pytest.raises(InvalidRequestError) as caught:
-        await stream.read()
+        await read(stream)
     assert not isinstance(caught.value, ContextLengthError)
     assert caught.value.param

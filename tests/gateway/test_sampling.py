@@ -107,6 +107,7 @@ def test_truncation_keeps_the_end():
     assert truncate(ids, 3, MODEL) == [197, 198, 199]
     assert truncate(ids, -1, MODEL) == ids[-127:]
     assert truncate(ids, None, MODEL) == ids
+    assert truncate(ids, 3, MODEL, "right") == [0, 1, 2]
     for wrong in (0, 129):
         with pytest.raises(InvalidRequestError):
             truncate(ids, wrong, MODEL)

@@ -1,6 +1,7 @@
 """A real uvicorn on a free port with OpenAI's own client, and the graceful end."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -17,11 +18,12 @@ from openai import AsyncOpenAI
 
 from gateway.__main__ import config_from_args, listening_socket, parse_args
 from gateway.app import create_app
+from gateway.body_writer import DirectHttpProtocol
 from gateway.config import GatewayConfig
 from gateway.errors import EngineError
 from gateway.server import GatewayServer
 from gateway.tokens import TokenDelta
-from tests.gateway.fake_router import FakeRouter, FakeView, ids_of, says
+from tests.gateway.fake_router import FakeRouter, FakeStream, FakeView, ids_of, says
 from tests.gateway.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
@@ -41,7 +43,7 @@ async def running(
     app = create_app(config or GatewayConfig(), router, FakeView())
     listener = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(
-        app, http="httptools", ws="none", log_config=None, timeout_graceful_shutdown=1
+        app, http=DirectHttpProtocol, ws="none", log_config=None, timeout_graceful_shutdown=1
     )
     server = GatewayServer(settings, app.state.gateway.drain, shutdown_timeout_s)
     task = asyncio.create_task(server.serve([listener]))
@@ -145,21 +147,15 @@ async def test_sixty_four_streams_at_once_give_each_its_text():
     assert set(texts) == {"hello world the cat sat on the mat"}
 
 
-class Gate:
+class Gate(FakeStream):
     """A stream whose second half waits until it is opened."""
 
     def __init__(self) -> None:
-        self.opened = asyncio.Event()
-        self.is_aborted = False
-        self._deltas = [TokenDelta(ids_of("hello")), TokenDelta(ids_of(" world"), "length")]
+        super().__init__([[TokenDelta(ids_of("hello"))]])
 
-    async def read(self) -> list[TokenDelta]:
-        if len(self._deltas) == 1:
-            await self.opened.wait()
-        return [self._deltas.pop(0)]
-
-    def abort(self) -> None:
-        self.is_aborted = True
+    def open(self) -> None:
+        self.script.append([TokenDelta(ids_of(" world"), "length")])
+        self.bring()
 
 
 class GateRouter(FakeRouter):
@@ -184,7 +180,7 @@ async def test_shutdown_lets_streams_finish_and_refuses_new_ones():
             refused = await plain.post("/v1/chat/completions", json=body)
             assert refused.status_code == 503
             assert (await plain.get("/livez")).status_code == 200
-        router.gate.opened.set()
+        router.gate.open()
         rest = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
         assert rest.endswith(" world")
         await asyncio.wait_for(asyncio.shield(gateway.task), 5)
@@ -247,7 +243,9 @@ def test_arguments_become_the_configuration():
         ["--scheduler", "a:1", "--api-key", "one", "--api-key", "two", "--max-logprobs", "5"]
     )
     config = config_from_args(args, "two, three,")
-    assert config.api_keys == ("one", "two", "three")
+    assert config.api_keys == tuple(
+        f"sha256:{hashlib.sha256(key).hexdigest()}" for key in (b"one", b"two", b"three")
+    )
     assert config.max_logprobs == 5
 
 

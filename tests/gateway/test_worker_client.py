@@ -24,6 +24,7 @@ class RecordingSink:
         self.token_ids: list[int] = []
         self.deltas: list[TokenDelta] = []
         self.failures: list[Refusal] = []
+        self.num_message_ends = 0
 
     @property
     def num_ends(self) -> int:
@@ -31,6 +32,9 @@ class RecordingSink:
 
     def on_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
+
+    def on_message_end(self) -> None:
+        self.num_message_ends += 1
 
     def on_output(self, delta: TokenDelta) -> None:
         self.token_ids.extend(delta.token_ids)
@@ -76,6 +80,16 @@ async def test_submitted_request_gets_its_tokens_and_one_end(connection: WorkerC
     assert sink.token_ids == expected_tokens([5, 6, 7], 0, 20)
     assert sink.deltas[-1].finish_reason == "length"
     assert connection.num_live == 0
+
+
+async def test_requests_submitted_together_are_all_taken(
+    connection: WorkerConnection, worker: FakeWorker
+) -> None:
+    sinks = [submit(connection, max_tokens=3)[1] for _ in range(40)]
+    await until(lambda: all(sink.num_ends for sink in sinks))
+    assert len(worker.submits) == 40
+    assert len({each.handle for each in worker.submits}) == 40
+    assert all(sink.num_message_ends <= 2 for sink in sinks)  # once a message; none with the end
 
 
 async def test_abort_before_the_submit_is_written_sends_neither(

@@ -132,3 +132,18 @@ def test_reserved_variables_are_refused():
     with pytest.raises(InvalidRequestError) as caught:
         render("", HI, template_kwargs={"messages": []})
     assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_historys_thoughts_have_the_name_that_the_template_knows():
+    source = (
+        "{% for m in messages %}{% if m.thinking %}[{{ m.thinking }}]{% endif %}{{ m.content }}"
+        "{% endfor %}"
+    )
+    thought = {"role": "assistant", "content": "Yes", "reasoning": "Hm"}
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    template = ChatTemplate(source, {})
+    assert template.render([thought], ChatOptions()) == "[Hm]Yes"
+    # gpt-oss takes text before a call for a thought, and refuses two.
+    assert template.render([{**thought, "tool_calls": [call]}], ChatOptions()) == "Yes"
+    silent = {**thought, "content": "", "tool_calls": [call]}
+    assert template.render([silent], ChatOptions()) == "[Hm]"

@@ -37,6 +37,15 @@ def test_any_ids_come_out_as_the_library_decodes_them(ids, skip):
     )
 
 
+def test_plain_tokens_are_those_whose_text_depends_on_nothing():
+    ids = range(BYTE_LEVEL.num_ids)
+    plain = {id_: text for id_ in ids if (text := BYTE_LEVEL.plain_texts[id_]) is not None}
+    assert plain == {id_: BYTE_LEVEL.decode([id_]) for id_ in plain}
+    assert len(plain) == BYTE_LEVEL.num_ids - 128  # all but the bytes of longer characters
+    assert all(METASPACE.plain_texts[id_] is None for id_ in range(METASPACE.num_ids))
+    assert BYTE_LEVEL.plain_texts[BYTE_LEVEL.num_ids + 7] is None
+
+
 def test_special_tokens_that_are_text_are_shown_and_others_are_not():
     ids = BYTE_LEVEL.encode("hello", add_special_tokens=False)
     detokenizer = Detokenizer(BYTE_LEVEL, [EOS_ID, *ids], shown_ids=frozenset({0}))

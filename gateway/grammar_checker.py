@@ -1,0 +1,179 @@
+"""Tries grammars in processes of its own, so that none can stall or kill the gateway or an engine.
+
+A grammar is tried once: what came of it, a hang included, is remembered by its hash. Owned by the
+gateway's event loop; routes ask it between planning and generation.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import blake2b
+
+from gateway.errors import InvalidRequestError, OverloadedError
+from gateway.tokens import Grammar
+from protos.grammar_source import cpu_seconds
+
+logger = logging.getLogger(__name__)
+
+_NUM_PROCESSES = 2
+_START_TIMEOUT_S = 20.0
+_TRIAL_TIMEOUT_S = 5.0
+_QUEUE_TIMEOUT_S = 15.0
+_PATIENCE = 6  # times the timeout, where others keep the process from computing
+_MAX_REMEMBERED = 4096
+_MAX_QUOTED_CHARS = 300
+
+
+class GrammarChecker:
+    """Invariant: at most `num_processes` processes, each with one grammar at a time."""
+
+    def __init__(
+        self, num_processes: int = _NUM_PROCESSES, trial_timeout_s: float = _TRIAL_TIMEOUT_S
+    ) -> None:
+        self._problems: OrderedDict[bytes, str] = OrderedDict()
+        self._running: dict[bytes, asyncio.Task[str]] = {}
+        self._free = asyncio.Semaphore(num_processes)
+        self._idle: list[_TrialProcess] = []
+        self._trial_timeout_s = trial_timeout_s
+
+    async def check(self, grammar: Grammar) -> None:
+        """Raises: InvalidRequestError naming the field, OverloadedError when too many are tried."""
+        for part in (*grammar.parts, grammar):
+            tried = part if part.trial is None else replace(part, text=part.trial, trial=None)
+            problem = await self._problem(tried) if tried.text else ""
+            if problem:
+                raise _refused(problem, part.param)
+
+    async def close(self) -> None:
+        """Nothing may be asked afterwards."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(process.kill() for process in self._idle))
+        self._idle.clear()
+
+    async def _problem(self, grammar: Grammar) -> str:
+        key = _key(grammar)
+        known = self._problems.get(key)
+        if known is not None:
+            self._problems.move_to_end(key)
+            return known
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._try(key, grammar))
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        # Others may wait for the same trial: a client that leaves does not end it.
+        return await asyncio.shield(task)
+
+    async def _try(self, key: bytes, grammar: Grammar) -> str:
+        try:
+            async with asyncio.timeout(_QUEUE_TIMEOUT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            message = "Too many new grammars are being compiled; retry later."
+            raise OverloadedError(message, retry_after_s=_QUEUE_TIMEOUT_S) from None
+        try:
+            problem = await self._tried(grammar)
+        finally:
+            self._free.release()
+        self._problems[key] = problem
+        if len(self._problems) > _MAX_REMEMBERED:
+            self._problems.popitem(last=False)
+        return problem
+
+    async def _tried(self, grammar: Grammar) -> str:
+        process = self._idle.pop() if self._idle else _TrialProcess()
+        try:
+            problem = await process.try_grammar(grammar, self._trial_timeout_s)
+        except TimeoutError:
+            await process.kill()
+            logger.warning("a grammar took too long to try, its process is killed")
+            return f"it takes more than {self._trial_timeout_s:g} s to compile and to follow"
+        except (EOFError, OSError):
+            await process.kill()
+            logger.warning("a grammar ended the process it was tried in")
+            return "it takes too much memory to compile and to follow"
+        except BaseException:  # cancelled at shutdown: nobody else knows this process
+            await process.kill()
+            raise
+        self._idle.append(process)
+        return problem
+
+
+class _TrialProcess:
+    """Starts with its first grammar; ends with `kill`."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def try_grammar(self, grammar: Grammar, timeout_s: float) -> str:
+        """`timeout_s`: of computing. Raises: TimeoutError; EOFError or OSError if it died of it."""
+        line = json.dumps({"kind": grammar.kind, "text": grammar.text}).encode() + b"\n"
+        if self._process is None:
+            self._process = await _started()
+            await self._answer(b'{"kind": "regex", "text": "a"}\n', _START_TIMEOUT_S)
+        answer = await self._answer(line, timeout_s)
+        return str(json.loads(answer)["problem"])
+
+    async def _answer(self, line: bytes, timeout_s: float) -> bytes:
+        assert self._process is not None
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        since_s = cpu_seconds(self._process.pid) or 0.0
+        stdin.write(line)
+        reading = asyncio.ensure_future(stdout.readline())
+        try:
+            for _ in range(_PATIENCE):
+                done, _ = await asyncio.wait({reading}, timeout=timeout_s)
+                if done:
+                    break
+                now_s = cpu_seconds(self._process.pid)
+                if now_s is None or now_s - since_s > timeout_s / 2:
+                    break
+        finally:
+            if not reading.done():
+                reading.cancel()
+        if not reading.done() or reading.cancelled():
+            raise TimeoutError
+        if not reading.result():
+            raise EOFError
+        return reading.result()
+
+    async def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
+            with suppress(ProcessLookupError):  # it ended by itself just now
+                process.kill()
+        await process.wait()
+
+
+async def _started() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway.grammar_trial",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        # It finds the code where this process did, however that was started.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+
+
+def _key(grammar: Grammar) -> bytes:
+    text = grammar.text.encode("utf-8", "surrogatepass")
+    return blake2b(grammar.kind.encode() + b"\0" + text, digest_size=16).digest()
+
+
+def _refused(problem: str, param: str) -> InvalidRequestError:
+    if len(problem) > _MAX_QUOTED_CHARS:
+        problem = problem[:_MAX_QUOTED_CHARS] + "…"
+    return InvalidRequestError(f"{param} cannot be used as a constraint: {problem}", param=param)
