@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLUSTER_CORE = (
     "actor_names", "binding", "config", "drain_rate", "epochs", "errors", "fair_queue", "fleet",
     "placement_desk", "placement_queue", "placement_request", "policies", "prefix_index",
-    "queue_settings", "registry", "replica_record", "startup_log", "state", "status_view",
+    "queue_settings", "rank_progress", "registry", "replica_record", "startup_log", "state",
+    "status_view",
 )  # fmt: skip
 
 # area (longest prefix wins) -> modules it must not import, at top level or inside a function

@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from tests.live import LiveCluster, serve
 
+USAGE_LOG = "usage.jsonl"  # beside the launcher's own log
 # The second name is the one on LangChain's page about vLLM: that code must run here as it stands.
 SERVED_NAMES = ("shoal-demo", "mosaicml/mpt-7b")
 
@@ -17,7 +18,7 @@ SERVED_NAMES = ("shoal-demo", "mosaicml/mpt-7b")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     folder = tmp_path_factory.mktemp("serve")
     flags = ("--served-model-name", *SERVED_NAMES, "--tensor-parallel-size", "2")
-    with serve(folder, *flags) as live:
+    with serve(folder, *flags, "--usage-log", str(folder / USAGE_LOG)) as live:
         yield live
 
 

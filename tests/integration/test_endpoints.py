@@ -46,6 +46,7 @@ def test_metrics_count_requests(cluster: LiveCluster) -> None:
     with urllib.request.urlopen(cluster.url + "/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert "vllm:time_to_first_token_seconds" in text
+    assert 'vllm:kv_cache_usage_perc{engine="shoal-demo-0",model_name="shoal-demo"}' in text
 
 
 def test_unknown_route_is_an_openai_error(cluster: LiveCluster) -> None:
