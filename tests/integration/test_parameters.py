@@ -8,108 +8,22 @@ chance has seeds, so each run sees the same draws.
 import itertools
 import json
 import math
-import urllib.error
-import urllib.request
-from collections import Counter
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.integration.parameter_api import NUM_DRAWS, TRANSLATE, Api
 from tests.live import LiveCluster
 
 pytestmark = pytest.mark.ray
 
-TRANSLATE = [
-    {
-        "role": "system",
-        "content": "You are a helpful assistant that translates English to Italian.",
-    },
-    {"role": "user", "content": "I love programming."},
-]
-NUM_DRAWS = 128
 BROAD = "She likes to"  # several words may well follow
-
-
-class Api:
-    """Both endpoints with short bodies. A status other than the expected one fails the test."""
-
-    def __init__(self, cluster: LiveCluster) -> None:
-        self.url = cluster.url
-
-    def post(self, path: str, body: dict[str, Any], status: int = 200) -> Any:
-        return json.loads(self.raw(path, body, status))
-
-    def raw(self, path: str, body: dict[str, Any], status: int = 200) -> bytes:
-        body = {"model": "shoal-demo", **body}
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                found, data = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            found, data = error.code, error.read()
-        assert found == status, data
-        return bytes(data)
-
-    def text(self, prompt: Any = "I love", status: int = 200, **fields: Any) -> Any:
-        greedy = {"prompt": prompt, "temperature": 0, "max_tokens": 6, "return_token_ids": True}
-        return self.post("/v1/completions", {**greedy, **fields}, status)
-
-    def texts(self, prompt: Any = "I love", **fields: Any) -> list[str]:
-        return [choice["text"] for choice in self.text(prompt, **fields)["choices"]]
-
-    def ids(self, prompt: Any = "I love", **fields: Any) -> list[int]:
-        ids: list[int] = self.text(prompt, **fields)["choices"][0]["token_ids"]
-        return ids
-
-    def chat(self, status: int = 200, **fields: Any) -> Any:
-        greedy = {"messages": TRANSLATE, "temperature": 0, "max_tokens": 16}
-        return self.post("/v1/chat/completions", {**greedy, **fields}, status)
-
-    def chunks(self, path: str = "/v1/chat/completions", **fields: Any) -> list[Any]:
-        body = {"temperature": 0, "max_tokens": 16, "stream": True, **fields}
-        frames = self.raw(path, body).decode().split("\n\n")
-        assert frames[-2:] == ["data: [DONE]", ""]
-        return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
-
-    def encode(self, text: str) -> list[int]:
-        body = {"prompt": text, "add_special_tokens": False}
-        tokens: list[int] = self.post("/tokenize", body)["tokens"]
-        return tokens
-
-    def scores(self, prompts: list[list[int]]) -> list[float]:
-        """The log-probability of each prompt's last token after those before it."""
-        choices = self.text(prompts, max_tokens=1, prompt_logprobs=0)["choices"]
-        return [
-            choice["prompt_logprobs"][-1][str(prompt[-1])]["logprob"]
-            for choice, prompt in zip(choices, prompts, strict=True)
-        ]
-
-    def draws(self, prompt: Any, **fields: Any) -> Counter[int]:
-        """What the first token is, of many samples."""
-        sampled = {"temperature": 1, "seed": 11, "n": NUM_DRAWS, "max_tokens": 1, **fields}
-        return Counter(one["token_ids"][0] for one in self.text(prompt, **sampled)["choices"])
-
-    def chances(self, prompt: Any) -> dict[int, float]:
-        """The likeliest tokens after a prompt, in falling order, as an untouched sampler sees them;
-        without those whose name is another token's too, or only a part of a character."""
-        (choice,) = self.text(prompt, max_tokens=1, logprobs=20)["choices"]
-        (named,) = choice["logprobs"]["top_logprobs"]
-        found = {}
-        for name, logprob in named.items():
-            ids = self.encode(name)
-            if len(ids) == 1:
-                found[ids[0]] = math.exp(logprob)
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 @pytest.fixture(scope="module")
 def api(cluster: LiveCluster) -> Api:
     return Api(cluster)
-
-
-# --- chance -----------------------------------------------------------------------------------
 
 
 def test_temperature_one_draws_as_the_model_scores(api: Api) -> None:
@@ -170,9 +84,6 @@ def test_best_of_answers_the_likeliest_of_its_candidates(api: Api) -> None:
     assert answer["usage"]["completion_tokens"] == sum(len(c["token_ids"]) for c in candidates)
 
 
-# --- edits of the scores ----------------------------------------------------------------------
-
-
 def test_logit_bias_forces_and_bans(api: Api) -> None:
     greedy = api.ids()[0]
     (wanted,) = api.encode(" Haus")
@@ -221,9 +132,6 @@ def test_repetition_penalty_at_its_height_lets_nothing_come_twice(api: Api) -> N
     ids = answer["token_ids"]
     assert len(ids) == 24 == len(set(ids))
     assert not set(ids) & set(answer["prompt_token_ids"])
-
-
-# --- where an answer ends ---------------------------------------------------------------------
 
 
 def test_max_tokens_ends_it_under_both_names(api: Api) -> None:
@@ -276,9 +184,6 @@ def test_timeout_ends_what_takes_longer(api: Api) -> None:
     assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
-# --- the prompt -------------------------------------------------------------------------------
-
-
 def test_truncate_prompt_tokens_keeps_one_side(api: Api) -> None:
     prompt = list(range(50, 80))
     for side, kept in ((None, prompt[-7:]), ("left", prompt[-7:]), ("right", prompt[:7])):
@@ -317,9 +222,6 @@ def test_cache_salt_keeps_tenants_apart(api: Api) -> None:
 def test_suffix_is_refused_by_a_model_without_such_tokens(api: Api) -> None:
     error = api.text(suffix=" the end", status=400)["error"]
     assert error["param"] == "suffix" and "shoal-demo" in error["message"]
-
-
-# --- what an answer tells ---------------------------------------------------------------------
 
 
 def test_echo_puts_the_prompt_first(api: Api) -> None:
@@ -388,9 +290,6 @@ def test_what_only_concerns_openais_own_service_is_taken(api: Api) -> None:
     assert api.chat(**extra, safety_identifier="s", prompt_cache_key="k")["choices"] == plain
 
 
-# --- constraints ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("constraint", "allowed"),
     [
@@ -417,9 +316,6 @@ def test_response_format_holds(api: Api) -> None:
     format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     answer = api.chat(response_format=format_, max_tokens=40)["choices"][0]["message"]["content"]
     assert json.loads(answer)["a"] in (1, 2)
-
-
-# --- streams ----------------------------------------------------------------------------------
 
 
 def test_stream_joined_is_the_whole_answer_and_framed_as_clients_expect(api: Api) -> None:
