@@ -6,16 +6,18 @@ to hour. Best of several passes, as a limit is meant.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.models import Shape
+from benchmarks.shapes import Shape
 
-_READ_BYTES = 1 << 30
 # Large enough for oneDNN's best rate, small enough for a second.
-_GEMM_SHAPES = [(2048, 2048, 2048), (1500, 4864, 896)]
+_CPU_PRODUCTS = [(2048, 2048, 2048), (1500, 4864, 896)]
+_CUDA_PRODUCTS = [(8192, 8192, 8192), (4096, 14336, 4096)]
+_CPU_BYTES = 1 << 30
+_CUDA_BYTES = 4 << 30  # a pass takes a millisecond, its launch a hundredth of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,57 +25,108 @@ class Limits:
     read_gb_s: float
     bf16_gflop_s: float
     num_threads: int
+    copy_gb_s: float = 0.0  # read and written; 0: not measured
+    device: str = "cpu"
 
 
-def measure_limits(num_threads: int, seconds: float = 2.0) -> Limits:
+def measure_limits(num_threads: int, seconds: float = 2.0, device: str = "cpu") -> Limits:
+    """`seconds`: of each of the measurements, at most. `device`: cpu or cuda."""
     torch.set_num_threads(num_threads)
-    data = torch.ones(_READ_BYTES // 4)
-    read = _READ_BYTES / best_seconds(data.sum, seconds) / 1e9
-    rates = []
-    for m, n, k in _GEMM_SHAPES:
-        rates.append(2 * m * n * k / _product_seconds(m, n, k, seconds) / 1e9)
-    return Limits(read, max(rates), num_threads)
+    is_cuda = torch.device(device).type == "cuda"
+    read, copy = _memory_gb_s(_CUDA_BYTES if is_cuda else _CPU_BYTES, device, seconds)
+    rates = [
+        2 * m * n * k / _product_seconds(m, n, k, seconds, device) / 1e9
+        for m, n, k in (_CUDA_PRODUCTS if is_cuda else _CPU_PRODUCTS)
+    ]
+    return Limits(read, max(rates), num_threads, copy, device)
 
 
-def _product_seconds(m: int, n: int, k: int, seconds: float) -> float:
-    x, w = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
-    return best_seconds(lambda: F.linear(x, w), seconds)
+def best_limits(one: Limits, other: Limits) -> Limits:
+    """Of two measurements around whatever is compared with them."""
+    return replace(
+        one,
+        read_gb_s=max(one.read_gb_s, other.read_gb_s),
+        bf16_gflop_s=max(one.bf16_gflop_s, other.bf16_gflop_s),
+        copy_gb_s=max(one.copy_gb_s, other.copy_gb_s),
+    )
 
 
-def best_seconds(run: Callable[[], object], seconds: float) -> float:
-    """The fastest of the calls that fit into `seconds`, at least three."""
+def _memory_gb_s(num_bytes: int, device: str, seconds: float) -> tuple[float, float]:
+    """Read by a sum, and copied half onto half."""
+    data = torch.ones(num_bytes // 4, device=device)
+    read = num_bytes / best_seconds(data.sum, seconds, device) / 1e9
+    source, target = data.chunk(2)
+    copy = num_bytes / best_seconds(lambda: target.copy_(source), seconds, device) / 1e9
+    return read, copy
+
+
+def _product_seconds(m: int, n: int, k: int, seconds: float, device: str) -> float:
+    x, w = (torch.randn(rows, k, device=device).bfloat16() for rows in (m, n))
+    return best_seconds(lambda: F.linear(x, w), seconds, device)
+
+
+def best_seconds(run: Callable[[], object], seconds: float, device: str = "cpu") -> float:
+    """The fastest of the calls that fit into `seconds`, at least three; each to its end on the
+    device.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else _nothing
     run()
+    wait()
     times: list[float] = []
     stop = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < stop:
         start = time.perf_counter()
         run()
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def num_layer_weights(shape: Shape) -> int:
-    """Of all layers' matrices."""
+def _nothing() -> None:
+    """A CPU is done when the call returns."""
+
+
+def num_layer_weights(shape: Shape, num_experts: float | None = None) -> float:
+    """Of all layers' matrices; with so many experts in each, None: all there are."""
     q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = shape.hidden_size * (2 * q_size + 2 * kv_size)
-    return shape.num_layers * (attention + 3 * shape.hidden_size * shape.intermediate_size)
+    mlp: float = (3 if shape.is_gated else 2) * shape.hidden_size * shape.intermediate_size
+    if shape.num_experts:
+        mlp *= shape.num_experts if num_experts is None else num_experts
+        attention += shape.hidden_size * shape.num_experts  # the router
+    return shape.num_layers * (attention + mlp)
 
 
 def prefill_seconds(shape: Shape, limits: Limits, num_tokens: int) -> float:
-    """Two operations per weight and token, and causal attention's two products."""
-    weights = 2 * num_layer_weights(shape) * num_tokens
-    attention = 2 * num_tokens**2 * shape.num_layers * shape.num_heads * shape.head_dim
+    """A whole prompt of so many tokens."""
+    return chunk_seconds(shape, limits, 0, num_tokens)
+
+
+def chunk_seconds(shape: Shape, limits: Limits, start: int, num_tokens: int) -> float:
+    """Of a prompt, `num_tokens` from `start` on: two operations per weight and token, and causal
+    attention's two products.
+    """
+    weights = 2 * num_layer_weights(shape, shape.top_k) * num_tokens
+    pairs = start * num_tokens + num_tokens**2 / 2
+    attention = 4 * pairs * shape.num_layers * shape.num_heads * shape.head_dim
     return (weights + attention) / (limits.bf16_gflop_s * 1e9)
 
 
-def decode_seconds(shape: Shape, limits: Limits, batch: int, context: int) -> float:
+def decode_seconds(shape: Shape, limits: Limits, batch: int, context: float) -> float:
     """One step: weights read once, every sequence's keys and values read once, or the products'
-    operations where those take longer.
+    operations where those take longer. `context`: tokens, the mean over the batch.
+
+    Of experts only those that some token chose are read, as many as an even choice leaves.
     """
-    weights = num_layer_weights(shape) + shape.vocab_size * shape.hidden_size
+    head = shape.vocab_size * shape.hidden_size
+    chosen = 0.0
+    if shape.num_experts:
+        chosen = shape.num_experts * (1 - (1 - shape.top_k / shape.num_experts) ** batch)
+    weights = num_layer_weights(shape, chosen) + head
     kv_per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
     read = 2 * (weights + batch * context * kv_per_token) / (limits.read_gb_s * 1e9)
-    return max(read, 2 * weights * batch / (limits.bf16_gflop_s * 1e9))
+    active = num_layer_weights(shape, shape.top_k) + head
+    return max(read, 2 * active * batch / (limits.bf16_gflop_s * 1e9))
 
 
 def output_tokens_per_s(

@@ -11,7 +11,6 @@ import argparse
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,15 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.shapes import SHAPES, Shape, hf_config
+from benchmarks.tensor_shapes import tensor_shapes
+
 _CORPUS_BYTES = 40 << 20
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    architecture: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position: int
-    rope_theta: float
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return self.architecture == "Qwen2ForCausalLM"
-
-
-SHAPES = {
-    "tiny": Shape("LlamaForCausalLM", 2, 64, 192, 4, 2, 32, 4096, 4096, 1e4),
-    # SmolLM2-135M
-    "135m": Shape("LlamaForCausalLM", 30, 576, 1536, 9, 3, 64, 49152, 8192, 1e5),
-    # Qwen2.5-0.5B
-    "0.5b": Shape("Qwen2ForCausalLM", 24, 896, 4864, 14, 2, 64, 151936, 32768, 1e6),
-    # Llama-3.2-1B
-    "1b": Shape("LlamaForCausalLM", 16, 2048, 8192, 32, 8, 64, 128256, 131072, 5e5),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,30 +72,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def hf_config(shape: Shape) -> dict[str, Any]:
-    return {
-        "architectures": [shape.architecture],
-        "model_type": "qwen2" if shape.has_qkv_bias else "llama",
-        "num_hidden_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab_size,
-        "max_position_embeddings": shape.max_position,
-        "rope_theta": shape.rope_theta,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "torch_dtype": "bfloat16",
-        **shape.extra,
-    }
-
-
 def random_weights(shape: Shape, seed: int = 0) -> dict[str, torch.Tensor]:
     """A whole checkpoint in bfloat16, by the names that `transformers` gives its tensors."""
     generator = torch.Generator().manual_seed(seed)
@@ -131,25 +79,10 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, torch.Tensor]:
     def normal(*size: int) -> torch.Tensor:
         return torch.empty(size).normal_(0.0, 0.02, generator=generator).bfloat16()
 
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    weights = {
-        "model.embed_tokens.weight": normal(shape.vocab_size, hidden),
-        "model.norm.weight": torch.ones(hidden).bfloat16(),
+    return {
+        name: torch.ones(size).bfloat16() if name.endswith("norm.weight") else normal(*size)
+        for name, size in tensor_shapes(shape).items()
     }
-    for layer in range(shape.num_layers):
-        prefix = f"model.layers.{layer}."
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = torch.ones(hidden).bfloat16()
-        for name, num_out in (("q", q_size), ("k", kv_size), ("v", kv_size)):
-            weights[f"{prefix}self_attn.{name}_proj.weight"] = normal(num_out, hidden)
-            if shape.has_qkv_bias:
-                weights[f"{prefix}self_attn.{name}_proj.bias"] = normal(num_out)
-        weights[f"{prefix}self_attn.o_proj.weight"] = normal(hidden, q_size)
-        weights[f"{prefix}mlp.gate_proj.weight"] = normal(inner, hidden)
-        weights[f"{prefix}mlp.up_proj.weight"] = normal(inner, hidden)
-        weights[f"{prefix}mlp.down_proj.weight"] = normal(hidden, inner)
-    return weights
 
 
 def _corpus() -> Iterator[str]:

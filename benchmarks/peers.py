@@ -33,7 +33,9 @@ import psutil
 
 from benchmarks.limits import Limits, measure_limits, output_tokens_per_s
 from benchmarks.load import Load, run_load
-from benchmarks.models import SHAPES, make_models
+from benchmarks.machine import processor
+from benchmarks.models import make_models
+from benchmarks.shapes import SHAPES
 from tests.live import free_port
 
 START_TIMEOUT_S = 400.0
@@ -287,18 +289,11 @@ def print_table(model: str, result: dict[str, Any]) -> None:
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

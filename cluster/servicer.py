@@ -139,9 +139,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         finally:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            # Before anything is awaited: another cancellation may come while the reader ends.
             for place_id in waiting:
                 self._desk.cancel((stream, place_id))
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _read_commands(
         self,

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway import exception_handlers, openapi
+from gateway.background import in_background
 from gateway.body_limit import BodyLimitLayer
 from gateway.config import GatewayConfig
 from gateway.direct_routes import DirectLayer, direct_routes
@@ -65,8 +66,7 @@ def create_app(
             await stack.enter_async_context(connected())
             stack.push_async_callback(gateway.texts.close)
             stack.push_async_callback(gateway.grammars.close)
-            preload = asyncio.create_task(_keep_preloading(gateway))
-            stack.push_async_callback(_cancelled, preload)
+            await stack.enter_async_context(in_background(_keep_preloading(gateway), "preload"))
             yield
 
     app = FastAPI(
@@ -119,8 +119,3 @@ async def _keep_preloading(gateway: GatewayState) -> None:
     while True:
         await gateway.texts.preload()
         await asyncio.sleep(gateway.config.preload_interval_s)
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The innermost ASGI layer: how large a body may be, and how long it may take to come."""
+"""The ASGI layer around the routes: how large a body may be, and how long it may take to come."""
 
 import asyncio
 
@@ -6,13 +6,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.error_response import error_response
-from gateway.errors import APIError
+from gateway.errors import BodyTooLargeError
 from gateway.request_facts import request_header
-
-
-class BodyTooLargeError(APIError):
-    status = 413
-    type = "invalid_request_error"
 
 
 class BodyLimitLayer:
@@ -43,6 +38,7 @@ class BodyLimitLayer:
             num_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if num_bytes > self._max_bytes:
+                # Of starlette's kind: FastAPI takes any other for a body that cannot be parsed.
                 raise HTTPException(413, self._error().message)
             return message
 

@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.request_facts import route_path
+
 Endpoint = Callable[[Any, Request], Awaitable[Response]]
 
 
@@ -59,7 +61,7 @@ class DirectLayer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
-        direct = self._routes.get(scope["path"]) if is_post else None
+        direct = self._routes.get(route_path(scope)) if is_post else None
         if direct is None:
             await self.app(scope, receive, send)
             return

@@ -6,6 +6,9 @@ APIError (status, type, code, param)
 ├── AuthenticationError   401  code invalid_api_key
 ├── NotFoundError         404  code model_not_found for models
 ├── MethodNotAllowedError 405
+├── RequestTimeoutError   408  the request did not come in time
+├── BodyTooLargeError     413
+├── HeadersTooLargeError  431
 ├── RateLimitError        429  code rate_limit_exceeded, with Retry-After
 ├── OverloadedError       503  the cluster is full, with Retry-After
 ├── UnavailableError      503  no replica can serve now
@@ -88,6 +91,21 @@ class ModelNotFoundError(NotFoundError):
 
 class MethodNotAllowedError(APIError):
     status = 405
+    type = "invalid_request_error"
+
+
+class RequestTimeoutError(APIError):
+    status = 408
+    type = "invalid_request_error"
+
+
+class BodyTooLargeError(APIError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class HeadersTooLargeError(APIError):
+    status = 431
     type = "invalid_request_error"
 
 

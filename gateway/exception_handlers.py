@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.body_limit import BodyTooLargeError
 from gateway.error_response import error_response
 from gateway.errors import (
     APIError,
+    BodyTooLargeError,
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,

@@ -15,8 +15,8 @@ from msgspec import UNSET, UnsetType
 from gateway.delta_source import DeltaSource, ManySource, OneSource
 from gateway.drain import Drain
 from gateway.errors import APIError
-from gateway.metrics import EndedChoice, RequestTimer
 from gateway.parsers.reader import ToolReader, ToolReading
+from gateway.request_timer import EndedChoice, RequestTimer
 from gateway.schemas.answers import (
     CompletionTokensDetails,
     PromptTokensDetails,

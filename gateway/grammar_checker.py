@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 
-from gateway.errors import InvalidRequestError, OverloadedError
+from gateway.errors import InvalidRequestError, OverloadedError, UnavailableError
 from gateway.tokens import Grammar
 from protos.grammar_source import cpu_seconds
 
@@ -24,6 +24,7 @@ _NUM_PROCESSES = 2
 _START_TIMEOUT_S = 20.0
 _TRIAL_TIMEOUT_S = 5.0
 _QUEUE_TIMEOUT_S = 15.0
+_RETRY_AFTER_S = 1.0
 _PATIENCE = 6  # times the timeout, where others keep the process from computing
 _MAX_REMEMBERED = 4096
 _MAX_QUOTED_CHARS = 300
@@ -42,7 +43,8 @@ class GrammarChecker:
         self._trial_timeout_s = trial_timeout_s
 
     async def check(self, grammar: Grammar) -> None:
-        """Raises: InvalidRequestError naming the field, OverloadedError when too many are tried."""
+        """Raises: InvalidRequestError naming the field, OverloadedError when too many are tried,
+        UnavailableError when none can be."""
         for part in (*grammar.parts, grammar):
             tried = part if part.trial is None else replace(part, text=part.trial, trial=None)
             problem = await self._problem(tried) if tried.text else ""
@@ -68,9 +70,14 @@ class GrammarChecker:
         if task is None:
             task = asyncio.create_task(self._try(key, grammar))
             self._running[key] = task
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+            task.add_done_callback(lambda done: self._end_trial(key, done))
         # Others may wait for the same trial: a client that leaves does not end it.
         return await asyncio.shield(task)
+
+    def _end_trial(self, key: bytes, task: "asyncio.Task[str]") -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen here, should every waiter have gone
 
     async def _try(self, key: bytes, grammar: Grammar) -> str:
         try:
@@ -88,8 +95,29 @@ class GrammarChecker:
             self._problems.popitem(last=False)
         return problem
 
+    async def _living_process(self) -> "_TrialProcess":
+        """Raises: UnavailableError. No grammar is blamed for a process that had died before it, or
+        that never came to be."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+            await process.kill()
+        process = _TrialProcess()
+        try:
+            await process.start()
+        except (TimeoutError, EOFError, OSError) as error:
+            await process.kill()
+            logger.error("no process to try grammars in: %r", error)
+            message = "The server cannot check grammars now."
+            raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S) from error
+        except BaseException:  # cancelled at shutdown
+            await process.kill()
+            raise
+        return process
+
     async def _tried(self, grammar: Grammar) -> str:
-        process = self._idle.pop() if self._idle else _TrialProcess()
+        process = await self._living_process()
         try:
             problem = await process.try_grammar(grammar, self._trial_timeout_s)
         except TimeoutError:
@@ -108,17 +136,23 @@ class GrammarChecker:
 
 
 class _TrialProcess:
-    """Starts with its first grammar; ends with `kill`."""
+    """Runs from `start` to `kill`."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Raises: TimeoutError, EOFError or OSError when there can be no process now."""
+        self._process = await _started()
+        await self._answer(b'{"kind": "regex", "text": "a"}\n', _START_TIMEOUT_S)
+
     async def try_grammar(self, grammar: Grammar, timeout_s: float) -> str:
         """`timeout_s`: of computing. Raises: TimeoutError; EOFError or OSError if it died of it."""
         line = json.dumps({"kind": grammar.kind, "text": grammar.text}).encode() + b"\n"
-        if self._process is None:
-            self._process = await _started()
-            await self._answer(b'{"kind": "regex", "text": "a"}\n', _START_TIMEOUT_S)
         answer = await self._answer(line, timeout_s)
         return str(json.loads(answer)["problem"])
 

@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from gateway.body_writer import DirectHttpProtocol
-from gateway.errors import APIError
+from gateway.errors import (
+    APIError,
+    HeadersTooLargeError,
+    InvalidRequestError,
+    RequestTimeoutError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +26,6 @@ class HeadLimits:
     max_bytes: int = 64 * 1024  # of the request line and all headers
     max_headers: int = 256
     timeout_s: float = 30.0  # from its first byte to its last
-
-
-class HeadersTooLargeError(APIError):
-    status = 431
-    type = "invalid_request_error"
-
-
-class HeadTimeoutError(APIError):
-    status = 408
-    type = "invalid_request_error"
-
-
-class InvalidHttpError(APIError):
-    status = 400
-    type = "invalid_request_error"
 
 
 class GuardedHttpProtocol(DirectHttpProtocol):
@@ -106,7 +96,7 @@ class GuardedHttpProtocol(DirectHttpProtocol):
             super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidHttpError("The request is not valid HTTP."))
+        self._refuse(InvalidRequestError("The request is not valid HTTP."))
 
     def _too_large(self, limit: str) -> APIError:
         return HeadersTooLargeError(f"The request's headers are larger than the limit of {limit}.")
@@ -118,7 +108,7 @@ class GuardedHttpProtocol(DirectHttpProtocol):
 
     def _expire(self) -> None:
         self._refuse(
-            HeadTimeoutError(f"The request did not come within {self.limits.timeout_s:g} s.")
+            RequestTimeoutError(f"The request did not come within {self.limits.timeout_s:g} s.")
         )
 
     def _refuse(self, error: APIError) -> None:

@@ -15,11 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway import vllm_names
-from gateway.request_timer import EndedChoice, RequestTimer
+from gateway.request_timer import RequestTimer
 from gateway.usage import Bill
 from gateway.vllm_names import WithVllmNames
-
-__all__ = ["EndedChoice", "EngineMetrics", "GatewayMetrics", "ModelMetrics", "RequestTimer"]
 
 # vLLM's buckets begin where small models have ended: ours go down to what they take.
 _FINE_S = (0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.2)

@@ -1,5 +1,5 @@
 """The plain ASGI layers around the application, outermost first: RequestLayer, starlette's CORS
-layer, DrainLayer, TenantLayer, and gateway/body_limit.py's.
+layer, DrainLayer, TenantLayer, and those of gateway/body_limit.py and gateway/direct_routes.py.
 
 Classes, never function-style middleware: that one can hide a client's hang-up from the route. What
 a request is charged and counted for is gateway/account.py.
@@ -20,7 +20,7 @@ from gateway.error_response import error_response
 from gateway.errors import APIError, EngineError, OverloadedError, RateLimitError, UnavailableError
 from gateway.log_context import set_request_id, unset_request_id
 from gateway.metrics import GatewayMetrics
-from gateway.request_facts import RequestFacts, request_header
+from gateway.request_facts import RequestFacts, request_header, route_path
 from gateway.state import account_in, facts_in, set_account, set_facts
 from gateway.tenants import Tenant
 
@@ -99,7 +99,7 @@ class DrainLayer:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _path(scope) in _DRAIN_PATHS:
+        if scope["type"] != "http" or route_path(scope) in _DRAIN_PATHS:
             await self.app(scope, receive, send)
             return
         if self._drain.is_draining:
@@ -138,7 +138,7 @@ class TenantLayer:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _path(scope) in self._open_paths:
+        if scope["type"] != "http" or route_path(scope) in self._open_paths:
             await self.app(scope, receive, send)
             return
         try:
@@ -177,12 +177,6 @@ def _facts(scope: Scope) -> RequestFacts:
         is_client_id=given is not None,
         arrival_s=perf_counter(),
     )
-
-
-def _path(scope: Scope) -> str:
-    """Behind a proxy that keeps its prefix, without it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _route(scope: Scope) -> str:

@@ -69,7 +69,6 @@ class Router:
 
     async def open(self) -> None:
         """Starts the whole network side. Returns at once; the view says when models are there."""
-        await self._pool.start()
         await self._view.start()
 
     async def close(self) -> None:

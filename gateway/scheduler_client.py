@@ -19,7 +19,7 @@ import grpc
 from gateway import wire
 from gateway.cluster_snapshot import ClusterSnapshot
 from gateway.refusals import Code, Refusal
-from gateway.standing_stream import OPTIONS, Backoff, Loss, run_until_lost
+from gateway.standing_stream import OPTIONS, Backoff, Loss, keep_open, run_until_lost
 from gateway.wire import Placement, PlacementQuery
 from protos import scheduler_pb2, scheduler_pb2_grpc
 
@@ -82,7 +82,9 @@ class SchedulerClient:
     async def start(self) -> None:
         """Returns at once: connecting goes on in the background. A second call does nothing."""
         if self._task is None:
-            self._task = asyncio.create_task(self._keep_connected())
+            self._task = asyncio.create_task(
+                keep_open(self._session, self._disconnect, self._backoff)
+            )
 
     async def close(self) -> None:
         if self._task is None:
@@ -139,15 +141,6 @@ class SchedulerClient:
             )
         return bytes(reply.exposition)
 
-    async def _keep_connected(self) -> None:
-        while True:
-            try:
-                loss = await self._session()
-            finally:
-                self._disconnect()
-            log.info("scheduler=%s lost: %s", self.address, loss.message)
-            await asyncio.sleep(self._backoff.next_s())
-
     async def _session(self) -> Loss:
         self._lost_at = time.monotonic() + self._timings.connect_timeout_s
         async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
@@ -191,8 +184,9 @@ class SchedulerClient:
             else:
                 await call.write(wire.cancel_command(self._cancelled.popleft()))
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, reason: str) -> None:
         """Queries die with their stream: a new scheduler knows nothing of them."""
+        log.info("scheduler=%s lost: %s", self.address, reason)
         self._is_connected = False
         self._unsent.clear()
         self._cancelled.clear()

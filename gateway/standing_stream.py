@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,23 @@ class Backoff:
 
     def reset(self) -> None:
         self._next_s = self._first_s
+
+
+async def keep_open(
+    session: Callable[[], Awaitable[Loss]], on_lost: Callable[[str], None], backoff: Backoff
+) -> None:
+    """One session after the other, until cancelled. `on_lost` hears of each one's end and why, of
+    the last one's too. A session that fails of a fault of ours is no reason to give up."""
+    while True:
+        reason = "the connection was closed"
+        try:
+            reason = (await session()).message
+        except Exception as error:
+            log.exception("a standing stream failed")
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            on_lost(reason)
+        await asyncio.sleep(backoff.next_s())
 
 
 async def run_until_lost(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from gateway.account import Account
 from gateway.auth import KeyRing
+from gateway.background import in_background
 from gateway.config import GatewayConfig
 from gateway.metrics import GatewayMetrics
 from gateway.rate_limits import TenantMeters
@@ -45,12 +46,10 @@ class Tenancy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follows the keys' file; at the end, what was used is on disk."""
-        watch = asyncio.create_task(self.keys.keep_current(self._check_interval_s))
         try:
-            yield
+            async with in_background(self.keys.keep_current(self._check_interval_s), "api-keys"):
+                yield
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
             if self._usage is not None:
                 await asyncio.to_thread(self._usage.close)
             self._counters.close()

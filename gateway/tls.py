@@ -12,6 +12,8 @@ from typing import Any
 
 import uvicorn
 
+from gateway.background import in_background
+
 log = logging.getLogger(__name__)
 
 
@@ -52,12 +54,8 @@ async def following(
     if files is None:
         yield
         return
-    watch = asyncio.create_task(_follow(files, config, interval_s))
-    try:
+    async with in_background(_follow(files, config, interval_s), "certificates"):
         yield
-    finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def _follow(files: TlsFiles, config: uvicorn.Config, interval_s: float) -> None:

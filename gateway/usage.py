@@ -97,16 +97,22 @@ class UsageLog:
             self._on_drop()
 
     def _run(self) -> None:
-        while not self._is_closing.is_set():
+        is_last = False
+        while not is_last:
             self._has_news.wait()  # `close` sets it as well
             self._is_closing.wait(_GATHER_S)
             self._has_news.clear()
-            while self._waiting and not self._is_over.is_set():
-                batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
-                data = b"".join(self._encoder.encode(one) + b"\n" for one in batch)
-                if self._write_all(data):
-                    self._num_written += len(batch)
+            # Asked before the writing: what was taken until then is still written.
+            is_last = self._is_closing.is_set()
+            self._write_waiting()
         os.close(self._fd)
+
+    def _write_waiting(self) -> None:
+        while self._waiting and not self._is_over.is_set():
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            data = b"".join(self._encoder.encode(one) + b"\n" for one in batch)
+            if self._write_all(data):
+                self._num_written += len(batch)
 
     def _write_all(self, data: bytes) -> bool:
         """Whether all was written before `close` gave up. A line is never torn between two files:

@@ -30,9 +30,6 @@ class WorkerPool:
     def num_connections(self) -> int:
         return len(self._connections)
 
-    async def start(self) -> None:
-        """Connections come with the first snapshot."""
-
     async def close(self) -> None:
         for key in list(self._connections):
             self._drop(key)

@@ -18,7 +18,7 @@ import grpc
 from gateway import wire
 from gateway.cluster_snapshot import ReplicaAddress
 from gateway.refusals import Refusal, unavailable
-from gateway.standing_stream import OPTIONS, Backoff, Loss, run_until_lost
+from gateway.standing_stream import OPTIONS, Backoff, Loss, keep_open, run_until_lost
 from gateway.tokens import TokenDelta, TokenRequest
 from protos import common_pb2, worker_pb2, worker_pb2_grpc
 
@@ -123,7 +123,7 @@ class WorkerConnection:
 
     def start(self) -> None:
         assert self._task is None
-        self._task = asyncio.create_task(self._keep_connected())
+        self._task = asyncio.create_task(keep_open(self._session, self._lose, self._backoff))
 
     async def close(self) -> None:
         """Ends the stream; requests still on it fail over."""
@@ -177,15 +177,6 @@ class WorkerConnection:
     def _has_work(self) -> bool:
         beat = self._heartbeat
         return bool(self._sinks) or beat.num_running + beat.num_waiting > 0
-
-    async def _keep_connected(self) -> None:
-        while True:
-            reason = "the connection was closed"
-            try:
-                reason = (await self._session()).message
-            finally:
-                self._lose(reason)
-            await asyncio.sleep(self._backoff.next_s())
 
     async def _session(self) -> Loss:
         self._lost_at = time.monotonic() + self._timings.connect_timeout_s

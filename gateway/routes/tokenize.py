@@ -24,13 +24,15 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     text = await gateway.texts.get(model)
     name = body.model or model.served_names[0]
     ids = await gateway.texts.run(body_bytes(request), lambda: _encode(body, text, name))
-    strings = [text.tokenizer.backend.id_to_token(id_) or "" for id_ in ids]
+    strings = None
+    if body.return_token_strs:
+        strings = [text.tokenizer.backend.id_to_token(id_) or "" for id_ in ids]
     return json_response(
         Tokenized(
             count=len(ids),
             max_model_len=model.max_model_len,
             tokens=ids,
-            token_strs=strings if body.return_token_strs else UNSET,
+            token_strs=UNSET if strings is None else strings,
         )
     )
 

@@ -197,10 +197,6 @@ class SamplingFields(BaseModel):
         return self.max_tokens
 
     @property
-    def wants_json(self) -> bool:
-        return self.response_format is not None and self.response_format.type != "text"
-
-    @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 

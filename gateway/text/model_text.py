@@ -180,6 +180,8 @@ class TextModels:
                 await self.get(model)
             except APIError as error:
                 logger.warning("text side unavailable model=%s: %s", model.deployment, error)
+            except Exception:  # of one model; the others' preloading goes on
+                logger.exception("text side failed model=%s", model.deployment)
 
     async def close(self) -> None:
         loads = list(self._loads.values())
@@ -202,13 +204,21 @@ class TextModels:
 
 def _template_sources(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:
     if "chat_template.jinja" in files:
-        return {"default": files["chat_template.jinja"].decode()}
+        try:
+            return {"default": files["chat_template.jinja"].decode()}
+        except UnicodeDecodeError as error:
+            raise EngineError(f"The model's chat template is not UTF-8: {error}") from error
     configured = config.get("chat_template")
     if isinstance(configured, str):
         return {"default": configured}
     if not isinstance(configured, list) or not configured:
         return {}
-    named = {entry["name"]: entry["template"] for entry in configured}
+    try:
+        named = {str(entry["name"]): str(entry["template"]) for entry in configured}
+    except (TypeError, LookupError):
+        raise EngineError(
+            "The model's chat_template is no list of templates with a name each."
+        ) from None
     named.setdefault("default", next(iter(named.values())))
     return named
 

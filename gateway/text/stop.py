@@ -4,6 +4,8 @@ Text that may be the beginning of a stop string is held back, exactly as much as
 string whose last character comes first wins, so the result does not depend on how text was cut.
 """
 
+from gateway.parsers.marks import num_held
+
 
 class StopStrings:
     """One choice's stop strings. Invariant: all that `push` and `finish` gave out, joined, is the
@@ -28,7 +30,7 @@ class StopStrings:
             start, self.matched = found
             self._held = ""
             return text[: start + len(self.matched)] if self._include else text[:start]
-        kept = self._num_held(text)
+        kept = num_held(text, self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -45,15 +47,3 @@ class StopStrings:
             if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):
                 best = (start + len(stop), start, stop)
         return None if best is None else (best[1], best[2])
-
-    def _num_held(self, text: str) -> int:
-        """The length of the longest end of `text` that begins some stop string."""
-        longest = 0
-        for stop in self._stops:
-            start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
-            while start >= 0 and len(text) - start > longest:
-                if stop.startswith(text[start:]):
-                    longest = len(text) - start
-                    break
-                start = text.find(stop[0], start + 1)
-        return longest

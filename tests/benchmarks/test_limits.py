@@ -1,7 +1,8 @@
 """What the machine allows a model: the formulas that `of limit` is quoted with."""
 
 from benchmarks.limits import Limits, decode_seconds, num_layer_weights, output_tokens_per_s
-from benchmarks.models import SHAPES, random_weights
+from benchmarks.models import random_weights
+from benchmarks.shapes import SHAPES
 
 LIMITS = Limits(read_gb_s=40.0, bf16_gflop_s=400.0, num_threads=2)
 

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks import models
+from benchmarks.shapes import SHAPES
 from tests.worker.models.harness import driver_for, make_runner, random_tokens
 
 
@@ -14,7 +15,7 @@ def test_a_made_model_loads_and_computes(tmp_path: Path) -> None:
     with mock.patch.object(models, "_CORPUS_BYTES", 200_000):
         (folder,) = models.make_models(["tiny"], tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert tokenizer.get_vocab_size() == models.SHAPES["tiny"].vocab_size
+    assert tokenizer.get_vocab_size() == SHAPES["tiny"].vocab_size
     text = "def main(): return 1"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     runner = make_runner(folder, max_model_len=512)

@@ -1,5 +1,7 @@
 """The short way gives what FastAPI's way gives, and takes only what is right."""
 
+from dataclasses import replace
+
 import httpx
 import msgspec
 import pytest
@@ -76,6 +78,33 @@ async def test_only_what_is_no_right_json_body_reaches_the_application_behind(ap
     await DirectLayer(usual, routes)({**scope, "headers": []}, receive, send)
     await DirectLayer(usual, routes)({**scope, "path": "/other", "headers": []}, receive, send)
     assert behind == [body, body]
+
+
+async def test_the_way_is_as_short_behind_a_prefix(app):
+    answered = []
+
+    async def usual(scope, receive, send):
+        raise AssertionError("took the long way")
+
+    async def receive():
+        return {"type": "http.request", "body": msgspec.json.encode(TEXT), "more_body": False}
+
+    async def send(message):
+        raise AssertionError("nothing is to be sent")
+
+    async def endpoint(body, request):
+        async def response(scope, receive, send):
+            answered.append(body.prompt)
+
+        return response
+
+    [route] = direct_routes(completions.router).values()
+    routes = {"/v1/completions": replace(route, endpoint=endpoint)}
+    scope = {"type": "http", "method": "POST", "path": "/llm/v1/completions", "app": app}
+    headers = [(b"content-type", b"application/json")]
+    layer = DirectLayer(usual, routes)
+    await layer({**scope, "root_path": "/llm", "headers": headers}, receive, send)
+    assert answered == [TEXT["prompt"]]
 
 
 async def test_a_body_that_comes_in_parts_is_one(app):

@@ -3,14 +3,16 @@ or swell end their process, not the gateway.
 """
 
 import asyncio
+import gc
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.errors import InvalidRequestError
+from gateway.errors import InvalidRequestError, UnavailableError
 from gateway.grammar_checker import GrammarChecker
 from gateway.grammar_text import client_grammar
 from gateway.tokens import Grammar
@@ -85,6 +87,43 @@ async def test_a_process_that_dies_fails_its_grammar_alone(checker: GrammarCheck
     with pytest.raises(InvalidRequestError, match="memory"):
         await trial
     await checker.check(Grammar("regex", "others go on"))
+
+
+async def test_no_grammar_is_blamed_for_a_process_that_died_idle(checker: GrammarChecker):
+    await checker.check(Grammar("regex", "warm"))
+    [process] = checker._idle
+    assert process._process is not None
+    os.kill(process._process.pid, 9)
+    async with asyncio.timeout(5):
+        await process._process.wait()
+    await checker.check(Grammar("regex", "others go on"))
+
+
+async def test_no_grammar_is_blamed_where_no_process_can_be_started(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+):
+    grammar = Grammar("regex", "[ab]{3}")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(UnavailableError):
+            await checker.check(grammar)
+    await checker.check(grammar)
+
+
+async def test_what_becomes_of_a_trial_that_nobody_waits_for_is_no_error_of_the_loop(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    leaving = asyncio.create_task(checker.check(Grammar("regex", "[ab]{3}")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait(checker._running.values(), timeout=5)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not checker._running
+    assert told == []
 
 
 async def test_equal_grammars_are_tried_once(checker: GrammarChecker):

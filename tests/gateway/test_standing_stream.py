@@ -3,7 +3,9 @@
 import asyncio
 import time
 
-from gateway.standing_stream import Backoff, run_until_lost
+import pytest
+
+from gateway.standing_stream import Backoff, Loss, keep_open, run_until_lost
 
 
 async def forever() -> None:
@@ -68,3 +70,27 @@ def test_backoff_doubles_to_its_limit_and_resets() -> None:
         assert ceiling / 2 <= backoff.next_s() <= ceiling
     backoff.reset()
     assert backoff.next_s() <= 0.1
+
+
+async def test_a_session_that_fails_of_our_own_fault_is_followed_by_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reasons: list[str] = []
+    is_second = asyncio.Event()
+
+    async def session() -> Loss:
+        if not reasons:
+            raise LookupError("a fault of ours")
+        is_second.set()
+        await forever()
+        raise AssertionError
+
+    keeper = asyncio.create_task(keep_open(session, reasons.append, Backoff(first_s=0.001)))
+    async with asyncio.timeout(5):
+        await is_second.wait()
+    assert reasons == ["LookupError: a fault of ours"]
+    assert "a fault of ours" in caplog.text
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert keeper.cancelled()
+    assert reasons[1:] == ["the connection was closed"]

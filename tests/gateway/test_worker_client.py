@@ -273,7 +273,6 @@ async def test_closing_gives_the_requests_back(
 @pytest.fixture
 async def pool() -> AsyncIterator[WorkerPool]:
     pool = WorkerPool("gateway-1", QUICK)
-    await pool.start()
     yield pool
     await pool.close()
     assert pool.num_connections == 0

@@ -6,13 +6,12 @@ ForwardContext; set up by `worker.native.decoder`, and used by its thread only.
 """
 
 import ctypes
-import weakref
 
 import torch
 from torch import Tensor
 
 from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
-from worker.native.library import Team
+from worker.native.library import Team, destroy_with
 from worker.native.packing import DTYPES
 from worker.native.structs import KindStruct, LayerAttentionStruct, StepStruct
 
@@ -37,11 +36,13 @@ class _Kind:
     def __init__(self, library: ctypes.CDLL, team: Team, kind: AttentionKind) -> None:
         """Raises: MemoryError."""
         self.library, self.kind = library, kind
-        self.slopes = torch.tensor(kind.alibi_slopes) if kind.alibi_slopes else None
+        self.slopes = (
+            torch.tensor(kind.alibi_slopes, dtype=torch.float32) if kind.alibi_slopes else None
+        )
         self.handle: int = library.shoal_attention_create(team.handle)
         if not self.handle:
             raise MemoryError("no memory for native attention")
-        weakref.finalize(self, _destroy, library, self.handle, team)
+        destroy_with(self, _destroy, library, self.handle, team)
 
 
 class NativePlan:

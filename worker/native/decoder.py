@@ -7,7 +7,6 @@ on its thread; knows nothing of plans or sampling.
 """
 
 import ctypes
-import weakref
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from worker.attention.base import ForwardContext, LayerKVCache
 from worker.layers.rotary import Rotation
 from worker.models.decoder import Decoder, ParallelLayer, SumNormLayer
 from worker.native.attention import NativeAttention
-from worker.native.library import Team
+from worker.native.library import Team, destroy_with
 from worker.native.packing import Packer, padded
 from worker.native.structs import LayerCacheStruct, StepStruct
 from worker.native.terms import (
@@ -59,8 +58,8 @@ class NativeDecoder:
         )
         if not self._program:
             raise MemoryError("no memory for the native program")
-        # The finalizer holds the team: it must go after the program.
-        weakref.finalize(self, _destroy, library, self._program, self._team)
+        # The team must go after the program.
+        destroy_with(self, _destroy, library, self._program, self._team)
         self._is_all_native = self._has_ends and self._native_until(0) == self.spec.num_layers
         self._stride = padded(self.spec.hidden_size)
         self._logits_stride = padded(decoder.lm_head.num_rows)
@@ -92,7 +91,7 @@ class NativeDecoder:
         Raises: MemoryError when the step's buffers cannot be had.
         """
         self._begin_step(token_ids, ctx)
-        x = torch.empty(len(token_ids), self._stride)
+        x = torch.empty(len(token_ids), self._stride, dtype=torch.float32)
         hidden = x[:, : self.spec.hidden_size]
         if self._is_all_native:
             return hidden, self._run_step(x, selected)
@@ -104,7 +103,7 @@ class NativeDecoder:
         """x: [N, hidden], rows of `forward`'s result; returns [N, vocab_size] fp32."""
         if not self._has_ends:
             return self._decoder.logits(x.to(self._dtype)).float()
-        out = torch.empty(x.shape[0], self._logits_stride)
+        out = torch.empty(x.shape[0], self._logits_stride, dtype=torch.float32)
         if len(x):
             self._library.shoal_logits(
                 self._program,
@@ -122,7 +121,7 @@ class NativeDecoder:
     def _run_step(self, x: Tensor, selected: Tensor) -> Tensor:
         """x: [T, stride], filled here. Returns logits."""
         num_rows = len(selected)
-        out = torch.empty(num_rows, self._logits_stride)
+        out = torch.empty(num_rows, self._logits_stride, dtype=torch.float32)
         self._library.shoal_run_step(
             self._program,
             x.data_ptr(),

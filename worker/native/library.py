@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import weakref
+from collections.abc import Callable
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from typing import Any
 
@@ -21,12 +22,21 @@ from worker.native.structs import (
     LayerCacheStruct,
     LayerStruct,
     ModelStruct,
+    MoEStruct,
     StepStruct,
 )
 
 logger = logging.getLogger(__name__)
 
-_STRUCTURES = (ModelStruct, LayerStruct, StepStruct)  # as `shoal_struct_bytes` numbers them
+_STRUCTURES = (  # as `shoal_struct_bytes` numbers them
+    ModelStruct,
+    LayerStruct,
+    MoEStruct,
+    KindStruct,
+    StepStruct,
+    LayerCacheStruct,
+    LayerAttentionStruct,
+)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_struct_bytes": (c_int, [c_int]),
     "shoal_team_create": (c_void_p, [c_int]),
@@ -111,8 +121,17 @@ def load_library(variant: Variant) -> ctypes.CDLL:
     return library
 
 
+def destroy_with(owner: object, destroy: Callable[..., None], *arguments: object) -> None:
+    """Calls destroy(*arguments) once the owner is gone; not at the interpreter's exit, where another
+    thread may still be in the middle of a step: the system takes back all memory and threads then.
+    """
+    weakref.finalize(owner, destroy, *arguments).atexit = False
+
+
 class Team:
-    """Threads that compute together; `size` counts the one that calls. Used by one at a time."""
+    """Threads that compute together; `size` counts the one that calls. Used by one at a time, in the
+    process that made it.
+    """
 
     def __init__(self, library: ctypes.CDLL, size: int) -> None:
         """Raises: MemoryError when the system gives no more threads."""
@@ -120,4 +139,4 @@ class Team:
         self.handle: int = library.shoal_team_create(size)
         if not self.handle:
             raise MemoryError(f"cannot start {size - 1} threads")
-        weakref.finalize(self, library.shoal_team_destroy, self.handle)
+        destroy_with(self, library.shoal_team_destroy, self.handle)

@@ -82,7 +82,7 @@ class Packer:
 
 
 def _padded_bias(bias: Tensor) -> Tensor:
-    columns = torch.zeros(padded(len(bias)))
+    columns = torch.zeros(padded(len(bias)), dtype=torch.float32)
     columns[: len(bias)] = bias
     return columns
 

@@ -54,7 +54,7 @@ class StepStruct(ctypes.Structure):
 
 
 class LayerAttentionStruct(ctypes.Structure):
-    """One layer's attention by itself; LayerAttention of `csrc/attention.cc`."""
+    """One layer's attention by itself."""
 
     _fields_ = (
         ("dtype", c_int32),

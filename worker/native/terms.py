@@ -169,7 +169,9 @@ class TermsBuilder:
         struct.attention_scale = attention.head_dim**-0.5 if kind.scale is None else kind.scale
         struct.attention_soft_cap = kind.soft_cap or 0.0
         if kind.alibi_slopes:
-            struct.alibi_slopes = self._address(torch.tensor(kind.alibi_slopes))
+            struct.alibi_slopes = self._address(
+                torch.tensor(kind.alibi_slopes, dtype=torch.float32)
+            )
         if attention.sinks is not None:
             struct.sinks = self._address(attention.sinks.weight.float())
         struct.heads = self._heads(index, attention)

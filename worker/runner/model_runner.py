@@ -6,6 +6,7 @@ runs the same plans in the same order. Rank 0 samples; what the others return is
 
 import logging
 import os
+from collections.abc import Callable
 from time import monotonic
 
 import torch
@@ -87,19 +88,21 @@ class ModelRunner:
 
     def load(self, progress: Progress | None = None) -> None:
         """Collective. Raises: CheckpointError when the weights do not match the model."""
+        self.load_with(lambda model: self._read_weights(model, progress))
+
+    def load_with(self, fill: Callable[[Decoder], None]) -> None:
+        """As `load`, with whatever `fill` writes into the parameters, which are zeros before."""
         start = monotonic()
         options = TensorOptions(self.dtype, self.device)
         model = Decoder(self.spec, self._max_model_len, self._tp, options)
-        weights = self._family.build_weight_map(self.spec)
-        load_weights(
-            model,
-            self._config.model_path,
-            weights,
-            progress,
-            self.model_config.quantization,
-        )
+        fill(model)
         self._model = self._native(model.eval())
         logger.info("rank=%d weights loaded in %.2f s", self._tp.rank, monotonic() - start)
+
+    def _read_weights(self, model: Decoder, progress: Progress | None) -> None:
+        weights = self._family.build_weight_map(self.spec)
+        quantization = self.model_config.quantization
+        load_weights(model, self._config.model_path, weights, progress, quantization)
 
     def _native(self, model: Decoder) -> Decoder | NativeDecoder:
         """The same model on the CPU's own kernels, where there are any for it."""

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,9 @@ def test_the_tool_template_is_used_with_tools():
         {},
         {"tokenizer.json": b"{}"},
         {**model_files(), "chat_template.jinja": b"{% for %}"},
+        {**model_files(), "chat_template.jinja": b"\xff"},
+        {**model_files(), "tokenizer_config.json": b'{"chat_template": [{"name": "default"}]}'},
+        {**model_files(), "tokenizer_config.json": b'{"chat_template": ["text"]}'},
     ],
 )
 def test_unusable_files_are_the_servers_error(files):
@@ -112,6 +116,22 @@ async def test_preload_builds_new_models_and_drops_gone_ones():
     await texts.preload()
     await texts.get(MODEL)
     assert view.num_fetches == 2
+    await texts.close()
+
+
+async def test_a_model_that_fails_in_an_unknown_way_does_not_end_the_preloading(caplog):
+    class OneIsBroken(FakeView):
+        async def model_files(self, digest: str) -> dict[str, bytes]:
+            if digest == "broken":
+                raise LookupError("nobody thought of this")
+            return await super().model_files(digest)
+
+    view = OneIsBroken()
+    view.known = [replace(MODEL, digest="broken"), MODEL]
+    texts = TextModels(view)
+    await texts.preload()
+    assert "nobody thought of this" in caplog.text
+    assert view.num_fetches == 1
     await texts.close()
 
 

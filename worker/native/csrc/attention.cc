@@ -11,20 +11,6 @@ using namespace shoal;
 
 namespace {
 
-// One layer's call.
-struct LayerAttention {
-  int32_t dtype;  // of cache and result
-  float scale, soft_cap;
-  const float* alibi_slopes;
-  const float* sinks;
-  const float* q;
-  int64_t q_stride;
-  const void* k_cache;
-  const void* v_cache;
-  void* out;
-  int64_t out_stride;
-};
-
 class PagedAttention {
  public:
   explicit PagedAttention(Team& team) : team_(team), scratch_(team.size()) {}

@@ -10,7 +10,8 @@
 
 namespace shoal {
 
-// Zeroed memory that grows. What was never written stays zero: the padding of rows counts on it.
+// Zeroed memory that grows, without what was in it. What was never written stays zero: the padding
+// of rows counts on it.
 template <class T>
 class Buffer {
  public:
@@ -24,6 +25,8 @@ class Buffer {
 
   T* reserve(size_t count) {
     if (count > capacity_) {
+      capacity_ = 0;  // also when there is no memory: the next step asks again
+      memory_.reset();
       memory_.reset(static_cast<char*>(calloc(count * sizeof(T) + 64, 1)));
       if (!memory_) throw std::bad_alloc();
       capacity_ = count;

@@ -81,6 +81,20 @@ struct ModelTerms {
   float logit_multiplier, logit_soft_cap;  // 1 and 0: none
 };
 
+// One layer's attention by itself.
+struct LayerAttention {
+  int32_t dtype;  // of cache and result
+  float scale, soft_cap;
+  const float* alibi_slopes;
+  const float* sinks;
+  const float* q;
+  int64_t q_stride;
+  const void* k_cache;
+  const void* v_cache;
+  void* out;
+  int64_t out_stride;
+};
+
 struct LayerCache {
   void* k;
   void* v;

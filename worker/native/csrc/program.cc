@@ -32,7 +32,9 @@ Rows<float> rows(float* data, int stride) { return {data, stride}; }
 
 // Bytes of a structure as compiled here, for Python to compare with its own.
 SHOAL_API int shoal_struct_bytes(int which) {
-  constexpr int kBytes[] = {sizeof(ModelTerms), sizeof(LayerTerms), sizeof(StepTerms)};
+  constexpr int kBytes[] = {sizeof(ModelTerms), sizeof(LayerTerms), sizeof(MoETerms),
+                            sizeof(KindTerms),  sizeof(StepTerms),  sizeof(LayerCache),
+                            sizeof(LayerAttention)};
   return kBytes[which];
 }
 

@@ -77,18 +77,21 @@ class Member {
   Team* team_;
 };
 
-// Used by one calling thread at a time, which is member 0.
+// Used by one calling thread at a time, which is member 0, and only in the process that made it: a
+// fork has none of the threads.
 class Team {
  public:
+  // Raises: std::system_error when the system gives no more threads, std::bad_alloc.
   explicit Team(int size) : size_(size), ranges_(new Range[size]) {
-    for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {
+      dismiss();  // a thread that nobody joins would end the process
+      throw;
+    }
   }
 
-  ~Team() {
-    job_ = nullptr;
-    start_.open();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~Team() { dismiss(); }
 
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -116,6 +119,12 @@ class Team {
     std::atomic<int> next{0};
     int end = 0;
   };
+
+  void dismiss() {
+    job_ = nullptr;
+    start_.open();
+    for (auto& worker : workers_) worker.join();
+  }
 
   void work(int index) {
     uint32_t seen = 0;
