@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from benchmarks.native_product import multiply
 from benchmarks.shapes import Shape
+from worker.native.library import Team, native_library
+from worker.native.packing import Packer
 
 # Large enough for oneDNN's best rate, small enough for a second.
 _CPU_PRODUCTS = [(2048, 2048, 2048), (1500, 4864, 896)]
@@ -29,11 +32,16 @@ class Limits:
     device: str = "cpu"
 
 
-def measure_limits(num_threads: int, seconds: float = 2.0, device: str = "cpu") -> Limits:
-    """`seconds`: of each of the measurements, at most. `device`: cpu or cuda."""
+def measure_limits(
+    num_threads: int, seconds: float = 2.0, device: str = "cpu", num_bytes: int | None = None
+) -> Limits:
+    """`seconds`: of each of the measurements, at most. `device`: cpu or cuda. `num_bytes`: read and
+    copied; None: far more than caches hold.
+    """
     torch.set_num_threads(num_threads)
     is_cuda = torch.device(device).type == "cuda"
-    read, copy = _memory_gb_s(_CUDA_BYTES if is_cuda else _CPU_BYTES, device, seconds)
+    num_bytes = num_bytes or (_CUDA_BYTES if is_cuda else _CPU_BYTES)
+    read, copy = _memory_gb_s(num_bytes, device, seconds)
     rates = [
         2 * m * n * k / _product_seconds(m, n, k, seconds, device) / 1e9
         for m, n, k in (_CUDA_PRODUCTS if is_cuda else _CPU_PRODUCTS)
@@ -61,8 +69,16 @@ def _memory_gb_s(num_bytes: int, device: str, seconds: float) -> tuple[float, fl
 
 
 def _product_seconds(m: int, n: int, k: int, seconds: float, device: str) -> float:
+    """The best of torch's product and, on a CPU, of our own kernels'."""
     x, w = (torch.randn(rows, k, device=device).bfloat16() for rows in (m, n))
-    return best_seconds(lambda: F.linear(x, w), seconds, device)
+    best = best_seconds(lambda: F.linear(x, w), seconds, device)
+    library = native_library() if torch.device(device).type == "cpu" else None
+    if library is None:
+        return best
+    team = Team(library, torch.get_num_threads())
+    packed = Packer(library, team).pack(w)
+    wide = torch.randn(m, packed.data.shape[1])
+    return min(best, best_seconds(lambda: multiply(library, team, wide, packed), seconds))
 
 
 def best_seconds(run: Callable[[], object], seconds: float, device: str = "cpu") -> float:

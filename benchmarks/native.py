@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.native_product import multiply
 from worker.config import RunnerConfig
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.step import AdmittedSequence, ScheduledSequence, StepPlan
 from worker.layers.shard import divide_up
 from worker.native.library import Team, native_library
-from worker.native.packing import DTYPES, PackedWeight, Packer
+from worker.native.packing import PackedWeight, Packer
 from worker.parallel.group import SingleGroup
 from worker.runner.model_runner import ModelRunner
 
@@ -62,22 +63,6 @@ class Bench:
         )
         return sum_
 
-    def multiply(self, x: Tensor, weight: PackedWeight) -> Tensor:
-        """x: [M, depth] fp32; returns [M, N padded]."""
-        num_panels, depth, width = weight.data.shape
-        out = torch.empty(len(x), num_panels * width)
-        self.library.shoal_probe_multiply(
-            self.team.handle,
-            DTYPES[weight.data.dtype],
-            x.data_ptr(),
-            len(x),
-            weight.data.data_ptr(),
-            num_panels,
-            depth,
-            out.data_ptr(),
-        )
-        return out
-
 
 def products(bench: Bench, dtype: torch.dtype) -> None:
     """Weights are changed from run to run, as a model's are: none is read from a cache."""
@@ -101,7 +86,7 @@ def products(bench: Bench, dtype: torch.dtype) -> None:
 
 def _multiply_all(bench: Bench, x: Tensor, weights: list[PackedWeight]) -> None:
     for weight in weights:
-        bench.multiply(x, weight)
+        multiply(bench.library, bench.team, x, weight)
 
 
 def _linear_all(x: Tensor, weights: list[Tensor]) -> None:

@@ -17,17 +17,16 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from worker.config import EngineConfig, RunnerConfig, SpeculationConfig
+from benchmarks.in_process import engine_config, loaded_runner
+from worker.config import RunnerConfig, SpeculationConfig
 from worker.engine.engine import Engine
 from worker.engine.request import NewRequest
 from worker.engine.sampling_params import SamplingParams
-from worker.parallel.group import SingleGroup
 from worker.parallel.tp_executor import LocalExecutor
 from worker.runner.model_runner import ModelRunner
 
 _DEMO = Path(__file__).resolve().parent.parent / "worker" / "demo" / "weights"
 _NUM_BLOCKS = 2048
-_BLOCK_SIZE = 16
 _WARM_TOKENS = 40  # of the stream, before anything is measured
 
 Settings = dict[str, float | SpeculationConfig | None]
@@ -38,18 +37,15 @@ class Bench:
     """An engine whose model is loaded once; made anew for each measurement."""
 
     runner: ModelRunner
+    config: RunnerConfig
     engine: Engine = field(init=False)
     times: dict[int, list[float]] = field(default_factory=dict)
 
     def start(self, settings: Settings) -> None:
-        config = EngineConfig(
-            num_blocks=_NUM_BLOCKS,
-            block_size=_BLOCK_SIZE,
-            max_num_seqs=64,
-            max_num_batched_tokens=2048,
-            max_model_len=self.runner.max_model_len,
-            vocab_size=self.runner.model_config.vocab_size,
-            eos_token_ids=(),
+        config = engine_config(
+            self.runner,
+            self.config,
+            _NUM_BLOCKS,
             target_itl_ms=settings.get("target_itl_ms", 0.0),  # type: ignore[arg-type]
             speculation=settings.get("speculation"),  # type: ignore[arg-type]
         )
@@ -101,10 +97,9 @@ def main() -> int:
         num_blocks=_NUM_BLOCKS,
         num_threads=args.threads,
     )
-    runner = ModelRunner(config, SingleGroup())
-    runner.load()
+    runner = loaded_runner(ModelRunner, str(args.model), config)
     runner.allocate_kv_cache(_NUM_BLOCKS)
-    bench = Bench(runner)
+    bench = Bench(runner, config)
     if "stream" in args.parts:
         _compare(
             "stream beside prompts: ITL p50, p99, most (ms), last first token (s)",

@@ -5,7 +5,7 @@ Pure functions between schemas and TokenRequests. Whatever breaks a rule names t
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -106,7 +106,7 @@ def check_logprobs(value: int | None, limit: int, param: str) -> int | None:
 
 
 def check_prompt_ids(ids: list[int], model: ModelInfo, param: str = "prompt") -> None:
-    _known_ids(ids, model, param)
+    _check_ids(ids, model, param)
 
 
 def truncate(
@@ -145,15 +145,20 @@ def _seed(given: int | None) -> int:
     return secrets.randbits(_SEED_BITS) if given is None or given == -1 else given
 
 
-def _known_ids(ids: Iterable[int], model: ModelInfo, param: str) -> tuple[int, ...]:
-    known = tuple(ids)
-    if known and (min(known) < 0 or max(known) >= model.vocab_size):
-        wrong = next(id_ for id_ in known if not 0 <= id_ < model.vocab_size)
+def _check_ids(ids: Collection[int], model: ModelInfo, param: str) -> None:
+    if ids and (min(ids) < 0 or max(ids) >= model.vocab_size):
+        wrong = next(id_ for id_ in ids if not 0 <= id_ < model.vocab_size)
         raise InvalidRequestError(
             f"{param} contains the token id {wrong}, which is out of vocabulary "
             f"(0 to {model.vocab_size - 1}).",
             param=param,
         )
+
+
+def _known_ids(ids: Iterable[int], model: ModelInfo, param: str) -> tuple[int, ...]:
+    """Each once: every choice carries them, so a list must not be longer than the vocabulary."""
+    known = tuple(dict.fromkeys(ids))
+    _check_ids(known, model, param)
     return known
 
 
@@ -170,7 +175,7 @@ def _logit_bias(bias: dict[str, float], model: ModelInfo) -> tuple[tuple[int, fl
         raise InvalidRequestError(
             "logit_bias must have token ids as keys.", param="logit_bias"
         ) from None
-    _known_ids(parsed, model, "logit_bias")
+    _check_ids(parsed, model, "logit_bias")
     return tuple(
         (id_, max(-_MAX_LOGIT_BIAS, min(_MAX_LOGIT_BIAS, value))) for id_, value in parsed.items()
     )

@@ -120,6 +120,9 @@ def bad_inputs(model: str, max_model_len: int, vocab_size: int) -> list[BadInput
             "context_length_exceeded",
             messages=messages("a b " * max_model_len),
         ),
+        # who
+        bad_chat("user is no Unicode", "user", user="\ud800"),
+        bad_chat("user is long", "user", user="u" * 1025),
         # prompt
         BadInput("text without prompt", "POST", TEXT, {"model": model}, 400, "prompt"),
         bad_text("prompt is a number", "prompt", prompt=5),

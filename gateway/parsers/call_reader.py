@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from gateway.parsers.events import ParserEvent
+from gateway.parsers.events import Arguments, CallEnded, ParserEvent
 
 Schema = Mapping[str, Any]
 Tools = Mapping[str, Schema]  # the schema of the arguments by the function's name
@@ -42,6 +42,31 @@ class CallReader(Protocol):
     def finish(self) -> list[ParserEvent]:
         """The text is over: the end of the open call, if there is one."""
         ...
+
+
+class ReadCall:
+    """Base of the CallReaders whose calls stand alone: what they tell, and how a call ends."""
+
+    def __init__(self) -> None:
+        self.progress = Progress.OPEN
+        self.unread = ""
+        self.is_call_open = False
+
+    def _fail(self) -> list[ParserEvent]:
+        """An open call ends with what was told of it."""
+        self.progress = Progress.FAILED
+        return self._end()
+
+    def _end(self) -> list[ParserEvent]:
+        was_open, self.is_call_open = self.is_call_open, False
+        return [CallEnded()] if was_open else []
+
+    def _end_whole(self) -> list[ParserEvent]:
+        """Only what closes the call is missing: it is whole all the same."""
+        if not self.is_call_open:
+            return []
+        self.unread = ""
+        return [Arguments("}"), *self._end()]
 
 
 @dataclass(frozen=True, slots=True)

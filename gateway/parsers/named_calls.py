@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.parsers.call_reader import CallReader, GrammarTool, Progress, Quote, Tools
+from gateway.parsers.call_reader import CallReader, GrammarTool, Progress, Quote, ReadCall, Tools
 from gateway.parsers.events import Arguments, CallEnded, CallStarted, ParserEvent
 from gateway.parsers.json_scanner import JsonScanner, State
 
@@ -38,13 +38,11 @@ class NamedSyntax:
         return lines
 
 
-class NamedCall:
+class NamedCall(ReadCall):
     """See CallReader. What follows the arguments is not read."""
 
     def __init__(self, tools: Tools, head: re.Pattern[str]) -> None:
-        self.progress = Progress.OPEN
-        self.unread = ""
-        self.is_call_open = False
+        super().__init__()
         self._tools = tools
         self._head = head
         self._scanner = JsonScanner()
@@ -62,8 +60,7 @@ class NamedCall:
         return [Arguments(char)]
 
     def finish(self) -> list[ParserEvent]:
-        was_open, self.is_call_open = self.is_call_open, False
-        return [CallEnded()] if was_open else []
+        return self._end()
 
     def _in_head(self, char: str) -> list[ParserEvent]:
         if char != "{":

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from gateway.parsers.call_reader import CallReader, GrammarTool, Progress, Quote, Schema, Tools
+from gateway.parsers.call_reader import (
+    CallReader,
+    GrammarTool,
+    Progress,
+    Quote,
+    ReadCall,
+    Schema,
+    Tools,
+)
 from gateway.parsers.events import Arguments, CallEnded, CallStarted, ParserEvent
 from gateway.parsers.literal import LiteralReader, Place
 from gateway.parsers.parameters import Parameter, parameters_of, takes_any_names
@@ -63,13 +71,11 @@ class _At(Enum):
     BEHIND_CALL = auto()
 
 
-class PythonicCalls:
+class PythonicCalls(ReadCall):
     """See CallReader."""
 
     def __init__(self, tools: Tools, syntax: PythonicSyntax) -> None:
-        self.progress = Progress.OPEN
-        self.unread = ""
-        self.is_call_open = False
+        super().__init__()
         self._tools = tools
         self._syntax = syntax
         self._at = _At.OPENING if syntax.opening else _At.NAME
@@ -97,14 +103,9 @@ class PythonicCalls:
         return self._behind_call(char)
 
     def finish(self) -> list[ParserEvent]:
-        """Only brackets are missing: the call is whole all the same."""
-        if not self.is_call_open:
-            return []
-        self.is_call_open = False
-        if self._at is not _At.BEHIND_VALUE and (self._at is not _At.ARGUMENT or self._word):
-            return [CallEnded()]
-        self.unread = ""
-        return [Arguments("}"), CallEnded()]
+        is_behind_name = self._at is _At.ARGUMENT and not self._word
+        is_whole = self._at is _At.BEHIND_VALUE or is_behind_name
+        return self._end_whole() if is_whole else self._end()
 
     def _in_opening(self, char: str) -> list[ParserEvent]:
         if char == self._syntax.opening:
@@ -202,11 +203,3 @@ class PythonicCalls:
             return self._fail()
         self._at, self._word = _At.NAME, behind
         return []
-
-    def _fail(self) -> list[ParserEvent]:
-        """An open call ends with what was told of it."""
-        self.progress = Progress.FAILED
-        if not self.is_call_open:
-            return []
-        self.is_call_open = False
-        return [CallEnded()]

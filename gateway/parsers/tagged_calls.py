@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from gateway.parsers.call_reader import CallReader, GrammarTool, Progress, Quote, Schema, Tools
+from gateway.parsers.call_reader import (
+    CallReader,
+    GrammarTool,
+    Progress,
+    Quote,
+    ReadCall,
+    Schema,
+    Tools,
+)
 from gateway.parsers.events import Arguments, CallEnded, CallStarted, ParserEvent
 from gateway.parsers.marks import num_held
 from gateway.parsers.parameters import Parameter, parameters_of, takes_any_names
@@ -104,13 +112,11 @@ class _At(Enum):
     VALUE = auto()
 
 
-class TaggedCall:
+class TaggedCall(ReadCall):
     """See CallReader. Begins with the name."""
 
     def __init__(self, tools: Tools, syntax: TaggedSyntax) -> None:
-        self.progress = Progress.OPEN
-        self.unread = ""
-        self.is_call_open = False
+        super().__init__()
         self._tools = tools
         self._syntax = syntax
         self._at = _At.NAME
@@ -136,14 +142,7 @@ class TaggedCall:
         return self._in_value()
 
     def finish(self) -> list[ParserEvent]:
-        """Only the end of the call is missing: the call is whole all the same."""
-        if not self.is_call_open:
-            return []
-        self.is_call_open = False
-        if self._at is not _At.BETWEEN:
-            return [CallEnded()]
-        self.unread = ""
-        return [Arguments("}"), CallEnded()]
+        return self._end_whole() if self._at is _At.BETWEEN else self._end()
 
     def _in_name(self, char: str) -> list[ParserEvent]:
         name_end = self._syntax.name_end
@@ -240,11 +239,3 @@ class TaggedCall:
             written = self._begin_argument() + json_of_text(value, self._value_schema)
         self._at, self._part, self.unread = _At.BETWEEN, "", ""
         return [Arguments(written)]
-
-    def _fail(self) -> list[ParserEvent]:
-        """An open call ends with what was told of it."""
-        self.progress = Progress.FAILED
-        if not self.is_call_open:
-            return []
-        self.is_call_open = False
-        return [CallEnded()]

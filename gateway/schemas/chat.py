@@ -205,8 +205,8 @@ def template_message(message: ChatMessage, where: str, model: str) -> dict[str, 
 def _template_call(call: ToolCall) -> dict[str, Any]:
     arguments: Any = call.function.arguments or {}
     if isinstance(arguments, str):
-        # What a model wrote wrongly is still what it wrote.
-        with contextlib.suppress(ValueError):
+        # What a model wrote wrongly, or nested beyond the interpreter's reach, is what it wrote.
+        with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     fields = {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
     return fields if call.id is None else {"id": call.id, **fields}

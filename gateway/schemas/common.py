@@ -20,6 +20,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_TIMEOUT_S = 86_400.0
+MAX_USER_CHARS = 1024
 
 # Fields that change the answer and are not honoured: better refused than silently dropped. Here
 # with the values that ask for nothing special, where null, false and emptiness are not all of them.
@@ -131,7 +132,7 @@ class SamplingFields(BaseModel):
     truncate_prompt_tokens: Int | None = Field(None, ge=-1)
     truncation_side: Literal["left", "right"] | None = None  # what is cut off; None: left
     return_token_ids: Bool = False
-    user: str | None = None
+    user: str | None = Field(None, max_length=MAX_USER_CHARS)  # queues are kept by it
     request_id: str | None = Field(None, max_length=128)
     priority: Int | None = Field(None, ge=INT64_MIN, le=INT64_MAX)
     cache_salt: str | None = Field(None, max_length=128)

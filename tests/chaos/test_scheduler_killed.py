@@ -19,7 +19,7 @@ from tests.live import LiveCluster
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 NUM_STREAMS = 32
-NUM_TOKENS = 300
+NUM_TOKENS = 1500  # they must outlast the scheduler's return
 BACK_WITHIN_S = 5.0
 
 

@@ -18,7 +18,7 @@ from tests.live import LiveCluster
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 NUM_STREAMS = 16
-NUM_TOKENS = 300
+NUM_TOKENS = 900
 
 
 async def long_stream(client: openai.AsyncOpenAI, index: int) -> tuple[str, float]:

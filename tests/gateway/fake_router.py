@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway import wire
 from gateway.errors import APIError, ModelNotFoundError
 from gateway.text.tokenizer import TextTokenizer
 from gateway.tokens import ModelInfo, Timing, TokenDelta, TokenLogprobs, TokenRequest
@@ -111,6 +112,7 @@ class FakeRouter:
             raise self.refusal
         if request.model not in MODEL.served_names:
             raise ModelNotFoundError(request.model)
+        wire.submit(request, 1, [], None)  # as the real one must: what no message can hold, fails
         self.requests.append(request)
         stream = FakeStream(self.script(request))
         self.streams.append(stream)

@@ -45,7 +45,15 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ),
     (
         TEXT,
-        {"model": "tiny", "prompt": ["a", "b"], "n": 2, "echo": True, "logprobs": 1, "seed": 3},
+        {
+            "model": "tiny",
+            "prompt": ["a", "b"],
+            "n": 2,
+            "echo": True,
+            "logprobs": 1,
+            "seed": 3,
+            "user": "u",
+        },
     ),
     (TEXT, {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2, "allowed_token_ids": [5, 6]}),
     (CHAT, {"messages": [{"role": "user", "content": "hi"}], "response_format": {"type": "text"}}),

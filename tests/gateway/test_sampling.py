@@ -30,6 +30,12 @@ def test_silence_means_openais_defaults():
     assert dataclasses.replace(settings, seed=0) == SamplingSettings(max_tokens=10)
 
 
+def test_ids_that_are_named_often_are_carried_once():
+    settings = resolve(stop_token_ids=[7, 5, 7] * 1000, allowed_token_ids=[9, 9, 8])
+    assert settings.stop_token_ids == (7, 5)
+    assert settings.allowed_token_ids == (9, 8)
+
+
 def test_silence_means_the_models_defaults_where_it_has_them():
     text = dataclasses.replace(
         TEXT, defaults=GenerationDefaults(0.5, 0.8, 7, repetition_penalty=1.2)

@@ -209,3 +209,10 @@ async def test_a_history_with_calls_is_rendered(client, view, router, written):
     await ask(client, messages=HISTORY)
     expected = 'user:1 + 2?;assistant:add{"a": 1};tool:3;'
     assert router.request.prompt_token_ids == ids_of(expected)
+
+
+async def test_arguments_that_nest_too_deep_to_be_read_are_text(client, view, router):
+    view.files = model_files("{{ messages[0].tool_calls[0].function.arguments | length }}")
+    call = {"type": "function", "function": {"name": "add", "arguments": "[" * 100_000}}
+    await ask(client, messages=[{"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert router.request.prompt_token_ids == ids_of("100000")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from worker.errors import CheckpointError
+
 
 @dataclass(frozen=True, slots=True)
 class MoESpec:
@@ -29,6 +31,19 @@ class MoESpec:
     # A deployment's choice: each rank has some experts whole, instead of a slice of every one.
     is_expert_parallel: bool = False
     swiglu: "ClampedSwiGLU | None" = None  # None: the model's activation, gate and up one by one
+
+    def __post_init__(self) -> None:
+        """Raises: CheckpointError for choices that there are too few experts for."""
+        if not 1 <= self.top_k <= self.num_experts:
+            raise CheckpointError(f"{self.top_k} of {self.num_experts} experts for each token")
+        if self.num_groups < 1 or self.num_experts % self.num_groups:
+            raise CheckpointError(f"{self.num_experts} experts in {self.num_groups} equal groups")
+        group_size = self.num_experts // self.num_groups
+        if not (1 <= self.top_groups <= self.num_groups and 1 <= self.best_of_group <= group_size):
+            raise CheckpointError(
+                f"the best {self.top_groups} of {self.num_groups} groups, by the best "
+                f"{self.best_of_group} of their {group_size} experts"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class NativeDecoder:
         self._stride = padded(self.spec.hidden_size)
         self._logits_stride = padded(decoder.lm_head.num_rows)
         self._caches: list[LayerKVCache] | None = None
+        self._num_tokens = 0  # of the step begun last
 
     @property
     def parts_on_torch(self) -> list[str]:
@@ -103,6 +104,7 @@ class NativeDecoder:
         """x: [N, hidden], rows of `forward`'s result; returns [N, vocab_size] fp32."""
         if not self._has_ends:
             return self._decoder.logits(x.to(self._dtype)).float()
+        assert len(x) <= self._num_tokens, "the step's buffers have no more rows"
         out = torch.empty(x.shape[0], self._logits_stride, dtype=torch.float32)
         if len(x):
             self._library.shoal_logits(
@@ -166,6 +168,7 @@ class NativeDecoder:
         )
         if not self._library.shoal_begin_step(self._program, ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {len(token_ids)} tokens")
+        self._num_tokens = len(token_ids)
 
     def _set_caches(self, caches: list[LayerKVCache]) -> None:
         structs = (LayerCacheStruct * len(caches))(

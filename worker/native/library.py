@@ -122,15 +122,15 @@ def load_library(variant: Variant) -> ctypes.CDLL:
 
 
 def destroy_with(owner: object, destroy: Callable[..., None], *arguments: object) -> None:
-    """Calls destroy(*arguments) once the owner is gone; not at the interpreter's exit, where another
-    thread may still be in the middle of a step: the system takes back all memory and threads then.
+    """Calls destroy(*arguments) once the owner is gone. Not at the interpreter's exit, when another
+    thread may be in the middle of a step: the system takes back memory and threads then.
     """
     weakref.finalize(owner, destroy, *arguments).atexit = False
 
 
 class Team:
-    """Threads that compute together; `size` counts the one that calls. Used by one at a time, in the
-    process that made it.
+    """Threads that compute together; `size` counts the one that calls. Used by one at a time, and
+    only in the process that made it: a fork has none of the threads.
     """
 
     def __init__(self, library: ctypes.CDLL, size: int) -> None:

@@ -43,7 +43,7 @@ class InputBatch:
         device: torch.device,
     ) -> None:
         width = divide_up(max_model_len, block_size)
-        self._block_size = block_size
+        self._max_model_len, self._block_size = max_model_len, block_size
         self._dtype, self._device = dtype, device
         self._tables = np.zeros((max_num_seqs, width), dtype=np.int32)
         self._num_blocks = [0] * max_num_seqs
@@ -68,9 +68,12 @@ class InputBatch:
         """The plan must schedule at least one token."""
         slots, starts, lens = _columns(plan.sequences)
         context_lens = starts + lens
-        num_columns = divide_up(int(context_lens.max()), self._block_size)
-        tables = self._tables[slots, :num_columns]
+        longest = int(context_lens.max())
         ends = np.cumsum(lens)
+        # Native kernels read by these numbers, and check none of them.
+        assert longest <= self._max_model_len, f"a sequence of {longest} tokens"
+        assert lens.min() > 0 and ends[-1] == len(plan.token_ids), "lengths of other tokens"
+        tables = self._tables[slots, : divide_up(longest, self._block_size)]
         firsts = ends - lens
         rows = np.repeat(np.arange(len(slots)), lens)  # [T] sequence of each token
         positions = np.arange(ends[-1]) + (starts - firsts)[rows]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.worker.simulated_group import SimulatedGroup, run_ranks
+from worker.errors import CheckpointError
 from worker.layers.experts import Experts, clamped_swiglu
 from worker.layers.linear import TensorOptions
 from worker.layers.moe import MoE
@@ -196,3 +197,21 @@ def test_clamp_holds_gate_from_above_and_up_on_both_sides() -> None:
     gates = torch.tensor([2.0, -3.0])
     expected = torch.tensor([3.0, -1.0]) * gates * torch.sigmoid(gates)
     torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"top_k": 0}, "0 of 6 experts"),
+        ({"top_k": 7}, "7 of 6 experts"),
+        ({"num_groups": 0}, "6 experts in 0 equal groups"),
+        ({"num_groups": 4}, "6 experts in 4 equal groups"),
+        ({"num_groups": 2, "top_groups": 3}, "the best 3 of 2 groups"),
+        ({"num_groups": 2, "best_of_group": 4}, "best 4 of their 3 experts"),
+    ],
+)
+def test_choices_that_there_are_too_few_experts_for_are_refused(
+    changes: dict[str, int], said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        replace(PLAIN, **{"num_experts": 6, **changes})

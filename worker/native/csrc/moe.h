@@ -30,6 +30,8 @@ class ExpertMixture {
     logits_ = logits_buffer_.rows(num_rows, t.router.num_panels * kPanel);
     ids_.resize(num_places);
     weights_.resize(num_places);
+    for (auto& chooser : choosers_) chooser.reserve(t);
+    groups_.reserve(t.num_own, num_places);
     gathered_ = gathered_buffer_.rows(num_places, depth);
     hidden_ = hidden_buffer_.rows(num_places, t.up[0].num_panels * kPanel / 2);
     results_ = results_buffer_.rows(num_places, t.down[0].num_panels * kPanel);

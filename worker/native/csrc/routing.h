@@ -29,9 +29,17 @@ inline void take_greatest(const float* scores, int n, int k, int32_t* ids,
   }
 }
 
-// One thread's choices, over memory that it keeps.
+// One thread's choices, over memory that it keeps: a phase of a team must not ask for more.
 class ExpertChooser {
  public:
+  // Before choices for layers such as `t`. Raises: std::bad_alloc.
+  void reserve(const MoETerms& t) {
+    choices_.reserve(t.num_experts);
+    taken_.reserve(t.num_experts);
+    group_scores_.reserve(t.num_groups);
+    ids_.reserve(std::max(t.best_of_group, t.top_groups));
+  }
+
   // logits: [num_experts], overwritten; ids, weights: [top_k].
   void choose(const MoETerms& t, float* logits, int32_t* ids, float* weights) {
     const int n = t.num_experts;
@@ -91,6 +99,13 @@ class ExpertGroups {
     int expert;  // among this rank's
     int first_place, num_rows;
   };
+
+  // Before so many choices among so many of this rank's experts. Raises: std::bad_alloc.
+  void reserve(int num_own, int num_choices) {
+    starts_.reserve(num_own + 1);
+    groups_.reserve(num_own);
+    places_.reserve(num_choices);
+  }
 
   // ids: [num_choices], token by token.
   void build(const MoETerms& t, const int32_t* ids, int num_choices) {

@@ -1,0 +1,29 @@
+"""One product on the CPU's own kernels, without a model around it.
+
+Knows no model and no clock; `native.py` and `limits.py` measure it.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from worker.native.library import Team
+from worker.native.packing import DTYPES, PackedWeight
+
+
+def multiply(library: ctypes.CDLL, team: Team, x: Tensor, weight: PackedWeight) -> Tensor:
+    """x: [M, depth] fp32; returns [M, N padded]."""
+    num_panels, depth, width = weight.data.shape
+    out = torch.empty(len(x), num_panels * width)
+    library.shoal_probe_multiply(
+        team.handle,
+        DTYPES[weight.data.dtype],
+        x.data_ptr(),
+        len(x),
+        weight.data.data_ptr(),
+        num_panels,
+        depth,
+        out.data_ptr(),
+    )
+    return out
