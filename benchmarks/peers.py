@@ -46,6 +46,8 @@ SHOAL_COMMAND = [
     sys.executable,
     *("-m", "cluster.cli", "serve", "{model}", "--port", "{port}", "--host", "127.0.0.1"),
     *("--served-model-name", "m", "--dtype", "bfloat16", "--max-model-len", "4096"),
+    # Random weights repeat themselves, so guesses would be accepted as no real text's are.
+    *("--speculative-config", "off"),
 ]
 
 SCENARIOS = {
