@@ -3,19 +3,14 @@
 import ctypes
 import functools
 
-import pytest
-
-from worker.errors import NativeBuildError
-from worker.native.build import usable_variants
+from worker.native.build import can_have_library, usable_variants
 from worker.native.library import load_library
 
-VARIANT_NAMES = [variant.name for variant in usable_variants()]
+# Empty where no kernels can be had; where they can, sources that do not compile are a failure.
+VARIANT_NAMES = [variant.name for variant in usable_variants()] if can_have_library() else []
 
 
 @functools.cache
 def library_of(name: str) -> ctypes.CDLL:
     variant = next(variant for variant in usable_variants() if variant.name == name)
-    try:
-        return load_library(variant)
-    except NativeBuildError as error:
-        pytest.skip(f"no native kernels here: {error}")
+    return load_library(variant)
