@@ -11,8 +11,6 @@ what parts, and which share that is of the machine's limit, measured in the same
 import argparse
 import gc
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,9 +29,9 @@ from benchmarks.in_process import (
     model_directory,
     shape_of,
 )
-from benchmarks.limits import Limits, best_limits, measure_limits, output_tokens_per_s
+from benchmarks.limits import Limits, best_limits, load_limit, measure_limits
 from benchmarks.load import Load, LoadResult
-from benchmarks.machine import processor
+from benchmarks.machine import machine_facts, processor
 from benchmarks.shapes import Shape
 from benchmarks.step_parts import StepTimes, TimedExecutor, TimedRunner
 from benchmarks.step_summary import summarize_steps
@@ -171,16 +169,7 @@ def _judged(measured: Measured, shape: Shape | None, limits: Limits | None) -> R
     load, total = measured.load, measured.total
     of_limit = None
     if shape is not None and limits is not None:
-        most = output_tokens_per_s(
-            shape,
-            limits,
-            load.input_len,
-            load.output_len,
-            load.concurrency,
-            load.shared_prefix_len,
-            load.num_requests,
-        )
-        of_limit = total.tokens_per_s / most
+        of_limit = total.tokens_per_s / load_limit(shape, limits, load)
     in_steps = sum(step.seconds for step in measured.steps)
     return Result(
         load,
@@ -269,14 +258,8 @@ def _num_blocks(loads: Sequence[Load]) -> int:
 
 
 def _machine() -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {**machine_facts("torch"), "card": card}
 
 
 def _device_name(device: torch.device) -> str:

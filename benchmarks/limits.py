@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from benchmarks.load import Load
 from benchmarks.native_product import multiply
 from benchmarks.shapes import Shape
 from worker.native.library import Team, native_library
@@ -163,3 +164,16 @@ def output_tokens_per_s(
     # The first token comes of the prompt.
     steps = (output_len - 1) * decode_seconds(shape, limits, concurrency, context)
     return concurrency * output_len / (concurrency * own + shared + steps)
+
+
+def load_limit(shape: Shape, limits: Limits, load: Load) -> float:
+    """Output tokens/s of this load, perfectly batched."""
+    return output_tokens_per_s(
+        shape,
+        limits,
+        load.input_len,
+        load.output_len,
+        load.concurrency,
+        load.shared_prefix_len,
+        load.num_requests,
+    )

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -31,9 +30,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.limits import Limits, measure_limits, output_tokens_per_s
+from benchmarks.limits import Limits, load_limit, measure_limits
 from benchmarks.load import Load, run_load
-from benchmarks.machine import processor
+from benchmarks.machine import machine_facts
 from benchmarks.models import make_models
 from benchmarks.shapes import SHAPES
 from tests.live import free_port
@@ -159,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args(argv)
-    report: dict[str, Any] = {"machine": _machine(), "models": {}}
+    report: dict[str, Any] = {"machine": machine_facts(), "models": {}}
     for name, folder in zip(args.models, make_models(args.models, args.models_dir), strict=True):
         servers = _servers(args.peers, args.only)
         scenarios = args.scenarios or _scenarios_of(name)
@@ -264,16 +263,7 @@ def print_table(model: str, result: dict[str, Any]) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for scenario in dict.fromkeys(r["scenario"] for r in rows):
-        load = SCENARIOS[scenario]
-        limit = output_tokens_per_s(
-            SHAPES[model],
-            limits,
-            load.input_len,
-            load.output_len,
-            load.concurrency,
-            load.shared_prefix_len,
-            load.num_requests,
-        )
+        limit = load_limit(SHAPES[model], limits, SCENARIOS[scenario])
         for server in dict.fromkeys(r["server"] for r in rows):
 
             def value(key: str, who: str = server, what: str = scenario) -> float:
@@ -287,15 +277,6 @@ def print_table(model: str, result: dict[str, Any]) -> None:
             print(
                 f"| {scenario} | {server} | {rate:.1f} | {share} | {ratio:.2f} | {ttft} | {itl} |"
             )
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ figures are to be compared within one run only.
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.load import Load, LoadResult, run_load
+from benchmarks.machine import machine_facts
 from tests.live import LiveCluster, serve
+
+_PACKAGES = ("torch", "ray", "grpcio", "fastapi", "uvicorn")
 
 SCENARIOS = {
     "one stream, 128 in / 128 out": Load(4, 1, 128, 128),
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags += ["--tensor-parallel-size", str(args.tp)]
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), *flags) as live:
         results = asyncio.run(measure(live, args.repeats))
-        report = {"start_s": live.started_in_s, "machine": machine(), "results": results}
+        report = {
+            "start_s": live.started_in_s,
+            "machine": machine_facts(*_PACKAGES),
+            "results": results,
+        }
     print_table(results)
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -65,15 +70,6 @@ def medians(runs: list[LoadResult]) -> dict[str, float]:
     result["tokens_per_s_least"] = min(r.tokens_per_s for r in runs)
     result["tokens_per_s_most"] = max(r.tokens_per_s for r in runs)
     return result
-
-
-def machine() -> dict[str, str]:
-    packages = ("torch", "ray", "grpcio", "fastapi", "uvicorn")
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def print_table(results: dict[str, dict[str, float]]) -> None:
