@@ -1,7 +1,7 @@
 // Matrix products with weights packed once: y = x W^T for one row to thousands.
 //
-// Owns the packed layout, its micro-kernels and how a product is cut into tasks; what happens to a
-// finished tile is the caller's (`Epilogue`). A weight [N, K] becomes panels of 32 of its rows, the
+// Owns the packed layout and how a product is cut into tasks; the innermost loops are
+// microkernel.h's, and what happens to a finished tile is the caller's (`Epilogue`). A weight [N, K] becomes panels of 32 of its rows, the
 // product's columns, each read as one sequential stream:
 //
 //     fp32  [N / 32][K][32]          bf16  [N / 32][K / 2][32][2]     (N, K padded with zeros)
@@ -16,14 +16,10 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "microkernel.h"
 #include "team.h"
-#include "vec.h"
 
 namespace shoal {
-
-constexpr int kPanel = 32;  // columns
-constexpr int kDepth = 8;   // K is padded to a multiple of it
-constexpr int kPanelVecs = kPanel / kLanes;
 
 // The type in which a product reads its rows: bf16 only where the CPU multiplies it.
 template <class W>
@@ -66,148 +62,14 @@ struct Tile {
   const float* sums;  // [num_rows][kPanel], aligned
 };
 
-#if SHOAL_AVX512
-constexpr int kMaxRows = 12;  // 24 of 32 registers hold sums
-#else
-constexpr int kMaxRows = 3;  // 12 of 16
-#endif
-
 namespace detail {
 
-constexpr int kLineBytes = 64;
-constexpr int kAheadBytes = 4096;  // how far before its use a stream is fetched (measured best)
-
-template <int kLines>
-inline void prefetch(const char* p) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kLines; ++i) _mm_prefetch(p + i * kLineBytes, _MM_HINT_T0);
-}
-
-// acc[r] += row r's number times a vector, for one k.
-template <int kRows>
-inline void multiply_add(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff_t stride,
-                         const Vec (&b)[kPanelVecs]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    const Vec x = splat(a[r * stride]);
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
-  }
-}
-
-// Two neighbouring k of a panel.
-template <int kRows>
-inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff_t stride,
-                          const float* b) {
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    Vec columns[kPanelVecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) columns[v] = load(b + i * kPanel + v * kLanes);
-    multiply_add<kRows>(acc, a + i, stride, columns);
-  }
-}
-
-inline IntVec load_pairs(const bf16* p) {
-#if SHOAL_AVX512
-  return _mm512_loadu_si512(p);
-#else
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-#endif
-}
-
-#if SHOAL_AVX512
-inline Vec first_of_pairs(IntVec x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
-inline Vec second_of_pairs(IntVec x) {
-  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-}
-#else
-inline Vec first_of_pairs(IntVec x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
-inline Vec second_of_pairs(IntVec x) {
-  return _mm256_castsi256_ps(
-      _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
-}
-#endif
-
-template <int kRows>
-inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff_t stride,
-                          const bf16* b) {
-  Vec first[kPanelVecs], second[kPanelVecs];
-#pragma GCC unroll 4
-  for (int v = 0; v < kPanelVecs; ++v) {
-    const IntVec pairs = load_pairs(b + v * kLanes * 2);
-    first[v] = first_of_pairs(pairs);
-    second[v] = second_of_pairs(pairs);
-  }
-  multiply_add<kRows>(acc, a, stride, first);
-  multiply_add<kRows>(acc, a + 1, stride, second);
-}
-
-#if SHOAL_BF16_DOT
-template <int kRows>
-inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const bf16* a, ptrdiff_t stride,
-                          const bf16* b) {
-  __m512bh columns[kPanelVecs];
-#pragma GCC unroll 4
-  for (int v = 0; v < kPanelVecs; ++v) columns[v] = (__m512bh)load_pairs(b + v * kLanes * 2);
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    int pair;
-    std::memcpy(&pair, a + r * stride, sizeof pair);
-    const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, columns[v]);
-  }
-}
-#endif
-
-// sums: [kRows][kPanel]. `ahead` is fetched along the way, one line for every kShare of the
-// panel's own.
-template <int kRows, int kShare, class X, class W>
-inline void multiply(const X* a, ptrdiff_t stride, const W* b, int depth,
-                                        const char* ahead, float* sums) {
-  constexpr int kStepBytes = kDepth * kPanel * sizeof(W);
-  constexpr int kLines = kStepBytes / kLineBytes / kShare;
-  Vec acc[kRows][kPanelVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kPanelVecs; ++v) acc[r][v] = zero();
-  for (int k = 0; k < depth; k += kDepth) {
-    prefetch<kLines>(ahead);
-    ahead += kLines * kLineBytes;
-#pragma GCC unroll 4
-    for (int i = 0; i < kDepth; i += 2)
-      multiply_pair<kRows>(acc, a + i, stride, b + i * kPanel);
-    a += kDepth;
-    b += kDepth * kPanel;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kPanelVecs; ++v) store(sums + r * kPanel + v * kLanes, acc[r][v]);
-}
-
-// The kernel for so many rows. Not inlined: one copy serves every epilogue.
-template <class X, class W, int kRows = kMaxRows>
-__attribute__((noinline)) void multiply_some(int num_rows, int num_stripes, const X* a,
-                                             ptrdiff_t stride, const W* b, int depth,
-                                             const char* ahead, float* sums) {
-  if constexpr (kRows > 1) {
-    if (num_rows < kRows) {
-      return multiply_some<X, W, kRows - 1>(num_rows, num_stripes, a, stride, b, depth, ahead,
-                                            sums);
-    }
-  }
-  if (num_stripes == 1) return multiply<kRows, 1>(a, stride, b, depth, ahead, sums);
-  if constexpr (2 * kRows >= kMaxRows) {  // no shorter ones come of an even cut
-    if (num_stripes == 2) return multiply<kRows, 2>(a, stride, b, depth, ahead, sums);
-    return multiply<kRows, 4>(a, stride, b, depth, ahead, sums);
-  }
-}
+constexpr int kMaxStripes = 16;
 
 inline int rows_in_cache(int row_bytes) {
   static const long l2_bytes = std::max(sysconf(_SC_LEVEL2_CACHE_SIZE), 512L << 10);
   const int fitting = static_cast<int>(l2_bytes / 2 / row_bytes);
-  return std::clamp(fitting / kMaxRows, 2, 16) * kMaxRows;
+  return std::clamp(fitting / kMaxRows, 2, kMaxStripes) * kMaxRows;
 }
 
 }  // namespace detail
@@ -226,26 +88,76 @@ Cut cut(int num_rows, const Packed<W>& weight) {
   return {num_rows, block_rows, num_blocks, weight.num_panels};
 }
 
+// The rows of one task in nearly even stripes of up to kMaxRows.
+struct Stripes {
+  int begin, num_rows, count;
+  int first(int i) const { return begin + num_rows * i / count; }
+  int size(int i) const { return first(i + 1) - first(i); }
+};
+
+namespace detail {
+
+// All stripes by a panel in one piece.
+template <class X, class W, class Epilogue>
+void multiply_whole(const Stripes& stripes, int panel, const Rows<X>& x, const Packed<W>& weight,
+                    Epilogue&& epilogue) {
+  alignas(64) float sums[kMaxRows * kPanel];
+  const W* b = weight.panel(panel);
+  const ptrdiff_t panel_bytes = ptrdiff_t{weight.depth} * kPanel * sizeof(W);
+  const char* ahead = reinterpret_cast<const char*>(b);
+  ahead += stripes.count == 1 ? kAheadBytes : panel_bytes;
+  const ptrdiff_t share = panel_bytes / std::min(4, stripes.count == 3 ? 4 : stripes.count);
+  for (int i = 0; i < stripes.count; ++i) {
+    const int first = stripes.first(i), size = stripes.size(i);
+    multiply_some<X, W>(size, stripes.count, x.row(first), x.stride, b, weight.depth,
+                        ahead + (i & 3) * share, sums);
+    epilogue(Tile{first, size, panel, sums});
+  }
+}
+
+// The same where numbers have to be widened: a chunk of the panel meets all stripes before the
+// next, so that it is widened once and stays in the first cache. Each stripe is handed on as soon
+// as it is done; its stores then run beside the next one's products.
+template <class Epilogue>
+void multiply_widened(const Stripes& stripes, int panel, const Rows<float>& x,
+                      const Packed<bf16>& weight, Epilogue&& epilogue) {
+  alignas(64) float columns[kChunkDepth * kPanel];
+  alignas(64) float sums[kMaxStripes * kMaxRows * kPanel];
+  const bf16* b = weight.panel(panel);
+  const int num_chunks = (weight.depth + kChunkDepth - 1) / kChunkDepth;
+  const int chunk_depth = (weight.depth / kDepth + num_chunks - 1) / num_chunks * kDepth;
+  constexpr int kLines = kDepth * kPanel * static_cast<int>(sizeof(bf16)) / kLineBytes;
+  const int lines_ahead = (kLines + stripes.count - 1) / stripes.count;
+  const char* ahead = reinterpret_cast<const char*>(weight.panel(panel + 1));
+  for (int k = 0; k < weight.depth; k += chunk_depth) {
+    const int depth = std::min(chunk_depth, weight.depth - k);
+    const WideChunk chunk{columns, depth, k == 0, lines_ahead};
+    for (int i = 0; i < stripes.count; ++i) {
+      const int first = stripes.first(i), size = stripes.size(i);
+      float* own = sums + (first - stripes.begin) * kPanel;
+      multiply_chunk_some(size, x.row(first) + k, x.stride,
+                          i == 0 ? b + ptrdiff_t{k} * kPanel : nullptr, chunk, ahead, own);
+      ahead += depth / kDepth * lines_ahead * kLineBytes;
+      if (k + depth == weight.depth) epilogue(Tile{first, size, panel, own});
+    }
+  }
+}
+
+}  // namespace detail
+
 // Computes one task of a cut, tile by tile. epilogue(const Tile&).
 template <class X, class W, class Epilogue>
 void run_task(const Cut& c, int task, const Rows<X>& x, const Packed<W>& weight,
               Epilogue&& epilogue) {
-  alignas(64) float sums[kMaxRows * kPanel];
-  const int panel = task % c.num_panels, block = task / c.num_panels;
-  const int begin = block * c.block_rows, end = std::min(c.num_rows, begin + c.block_rows);
-  const int num_stripes = (end - begin + kMaxRows - 1) / kMaxRows;
-  const W* b = weight.panel(panel);
-  const ptrdiff_t panel_bytes = ptrdiff_t{weight.depth} * kPanel * sizeof(W);
-  const char* ahead = reinterpret_cast<const char*>(b);
-  ahead += num_stripes == 1 ? detail::kAheadBytes : panel_bytes;
-  const ptrdiff_t share = panel_bytes / (num_stripes == 1 ? 1 : num_stripes == 2 ? 2 : 4);
-  for (int i = 0; i < num_stripes; ++i) {
-    const int first = begin + (end - begin) * i / num_stripes;
-    const int last = begin + (end - begin) * (i + 1) / num_stripes;
-    detail::multiply_some<X, W>(last - first, num_stripes, x.row(first), x.stride, b, weight.depth,
-                                ahead + (i & 3) * share, sums);
-    epilogue(Tile{first, last - first, panel, sums});
+  const int panel = task % c.num_panels, begin = task / c.num_panels * c.block_rows;
+  const int num_rows = std::min(c.num_rows - begin, c.block_rows);
+  const Stripes stripes{begin, num_rows, (num_rows + kMaxRows - 1) / kMaxRows};
+  if constexpr (std::is_same_v<X, float> && std::is_same_v<W, bf16>) {
+    if (stripes.count > 2) {  // two cost less as they are
+      return detail::multiply_widened(stripes, panel, x, weight, epilogue);
+    }
   }
+  detail::multiply_whole(stripes, panel, x, weight, epilogue);
 }
 
 // One phase: all members call it alike.
