@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.request_facts import route_path
+from gateway.turnstile import Turnstile
 
 Endpoint = Callable[[Any, Request], Awaitable[Response]]
 
@@ -58,6 +59,7 @@ class DirectLayer:
     def __init__(self, app: ASGIApp, routes: Mapping[str, DirectRoute]) -> None:
         self.app = app
         self._routes = routes
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
@@ -80,6 +82,7 @@ class DirectLayer:
 
     async def _answer(self, direct: DirectRoute, request: Request, send: Send) -> None:
         data = await request.body()
+        await self._turnstile.enter()
         body = direct.try_parse(data, request.headers.get("content-type", ""))
         if body is None:
             await self.app(request.scope, _again(data, request.receive), send)
