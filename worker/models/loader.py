@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ logger = logging.getLogger(__name__)
 # Called with the bytes loaded so far and the bytes to load in all, both of this rank.
 Progress = Callable[[int, int], None]
 
+
+class WeightSink(Protocol):
+    """Takes values on their way to parameters that need not hold them."""
+
+    def write(self, slot: Tensor, data: Tensor) -> bool:
+        """`data` is what belongs into `slot`, rows of a parameter, perhaps in another type; it is
+        gone after the call. False: the parameter holds its values itself. Called from several
+        threads.
+        """
+        ...
+
+
 _MAX_NAMES_LISTED = 8
 # More threads than cores wait for a disk together; on warm files they do no harm.
 _MIN_THREADS = 4
@@ -41,8 +54,12 @@ def load_weights(
     weights: WeightMap,
     progress: Progress | None = None,
     quantization: Quantization | None = None,
+    sink: WeightSink | None = None,
 ) -> None:
-    """Raises: CheckpointError when the checkpoint does not match the model; lists what does not."""
+    """Fills the parameters, but those whose values `sink` takes.
+
+    Raises: CheckpointError when the checkpoint does not match the model; lists what does not.
+    """
     entries = {
         weights.canonical_name(name): entry
         for name, entry in read_tensor_entries(model_path, quantization).items()
@@ -57,7 +74,7 @@ def load_weights(
     ]
     total = sum(piece.num_bytes for piece in pieces)
     done, start_s = 0, monotonic()
-    for piece in _copy_all(pieces):
+    for piece in _copy_all(pieces, sink):
         done += piece.num_bytes
         if progress is not None:
             progress(done, total)
@@ -65,7 +82,7 @@ def load_weights(
     logger.info("%.2f GB in %.2f s: %.2f GB/s", total / 1e9, took_s, total / 1e9 / took_s)
 
 
-def _copy_all(pieces: list[Piece]) -> Iterator[Piece]:
+def _copy_all(pieces: list[Piece], sink: WeightSink | None) -> Iterator[Piece]:
     """Copies in several threads, so that one waits for the disk while another copies.
 
     Yields what is done. Raises: CheckpointError when a file cannot be read; nothing runs on then.
@@ -76,7 +93,7 @@ def _copy_all(pieces: list[Piece]) -> Iterator[Piece]:
         pool = stack.enter_context(ThreadPoolExecutor(num_threads, "load-weights"))
 
         def copy(piece: Piece) -> Piece:
-            _copy(files, piece)
+            _copy(files, piece, sink)
             return piece
 
         yield from pool.map(copy, pieces)
@@ -86,13 +103,16 @@ def _files(pieces: list[Piece]) -> set[Path]:
     return {file for piece in pieces for file in piece.entry.files}
 
 
-def _copy(files: Mapping[Path, WeightsFile], piece: Piece) -> None:
+def _copy(files: Mapping[Path, WeightsFile], piece: Piece, sink: WeightSink | None) -> None:
     def read(entry: TensorEntry, index: Index) -> Tensor:
         return files[entry.file].part(entry.name, index)
 
     with as_checkpoint_error(piece.entry.file):
         data = read_values(piece.entry, piece.index, read)
-    piece.slot.copy_(data.t() if piece.is_transposed else data)
+    if piece.is_transposed:
+        data = data.t()
+    if sink is None or not sink.write(piece.slot, data):
+        piece.slot.copy_(data)
 
 
 def _check_names(model_path: str, entries: Mapping[str, TensorEntry], weights: WeightMap) -> None:

@@ -6,7 +6,7 @@ be spread evenly over threads. No files here: the loader reads.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -16,10 +16,9 @@ from worker.models.family import Rows, Target
 from worker.models.tensor_entry import TensorEntry
 from worker.models.unpacking import Index
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 16 << 20
 
 
-@runtime_checkable
 class ExpertLayer(Protocol):
     """A layer that stacks experts in its parameters, of the model's `num_experts` perhaps a few."""
 
@@ -53,10 +52,9 @@ def pieces_of(
     layer = model.get_submodule(path)
     shard = cast(ShardedLayer, layer).shard(name, target.part)
     _check_shape(entry, target, shard, layer)
-    parameter: Tensor = model.get_parameter(target.parameter)
+    parameter: Tensor = getattr(layer, name)
     if target.expert is not None:
-        assert isinstance(layer, ExpertLayer), f"{path} has no experts"
-        place = layer.place_of(target.expert)
+        place = cast(ExpertLayer, layer).place_of(target.expert)
         if place is None:
             return
         parameter = parameter[place]
@@ -123,8 +121,7 @@ def _check_shape(entry: TensorEntry, target: Target, shard: Shard, layer: nn.Mod
     if _is_transposed(entry, target):
         expected = expected[::-1]
     if target.is_stacked:
-        assert isinstance(layer, ExpertLayer), f"{target.parameter} has no experts"
-        expected = (layer.num_experts, *expected)
+        expected = (cast(ExpertLayer, layer).num_experts, *expected)
     if expected != entry.shape:
         raise CheckpointError(
             f"{entry.file}: {entry.name} has shape {list(entry.shape)}, not {list(expected)}"

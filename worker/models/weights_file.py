@@ -1,11 +1,15 @@
 """Open weight files: slices of their tensors by name, as views of the mapped file.
 
 What a rank does not copy is never in its own memory; what it copies, only as the kernel's cached
-pages. Called by the loader; which tensors a file has, `checkpoint` tells without torch.
+pages. Nothing may keep a view: reading from a file that was cut short meanwhile ends the process.
+Called by the loader; which tensors a file has, `checkpoint` tells without torch.
 """
 
+import ctypes
+import functools
+import mmap
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, cast
@@ -17,6 +21,8 @@ from torch import Tensor
 
 from worker.errors import CheckpointError
 from worker.models.unpacking import Index
+
+_ANNOUNCED_BYTES = 1 << 20  # less comes with its neighbours
 
 
 class WeightsFile(Protocol):
@@ -34,7 +40,7 @@ class SafetensorsFile:
         self._handle = handle
 
     def part(self, name: str, index: Index) -> Tensor:
-        return cast(Tensor, self._handle.get_slice(name)[index])
+        return _announced(cast(Tensor, self._handle.get_slice(name)[index]))
 
 
 class PickledFile:
@@ -46,7 +52,32 @@ class PickledFile:
         )
 
     def part(self, name: str, index: Index) -> Tensor:
-        return self._tensors[name][index]
+        return _announced(self._tensors[name][index])
+
+
+def _announced(view: Tensor) -> Tensor:
+    """The same. Tells the system that all of it is about to be read: a disk or a network then
+    brings it in long reads, not some pages for each that is missed. Cached, it costs 2 ms a GB.
+    """
+    num_bytes = view.element_size() * (
+        1 + sum((n - 1) * step for n, step in zip(view.shape, view.stride(), strict=True))
+    )
+    madvise = _madvise()
+    if madvise is not None and num_bytes >= _ANNOUNCED_BYTES and view.numel():
+        begin = view.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        madvise(begin, view.data_ptr() + num_bytes - begin, mmap.MADV_WILLNEED)
+    return view
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """None: not on this system."""
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return cast("Callable[[int, int, int], int]", function)
 
 
 @contextmanager

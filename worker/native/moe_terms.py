@@ -5,13 +5,14 @@ Called by `worker.native.terms`.
 """
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from worker.layers.linear import frozen
 from worker.layers.moe import MoE, SharedExpert
-from worker.native.packing import PackedWeight, Packer
+from worker.native.packing import Order, PackedWeight, Packer, as_they_are, gated, gated_in_turns
 from worker.native.structs import MatrixStruct, MoEStruct
 from worker.parallel.group import TPGroup
 
@@ -50,6 +51,18 @@ def moe_struct(
     return struct
 
 
+def moe_matrices(moe: MoE) -> Iterator[tuple[Tensor, Order]]:
+    """What `moe_struct` packs."""
+    yield moe.router.weight, as_they_are
+    for matrix in moe.experts.gate_up:
+        yield matrix, _gate_up_order(moe)
+    for matrix in moe.experts.down:
+        yield matrix, as_they_are
+    if moe.shared is not None:
+        yield moe.shared.gate_up.weight, gated
+        yield moe.shared.down, as_they_are
+
+
 class _Keeper:
     """Addresses for a structure, and what must live as long as it does."""
 
@@ -75,12 +88,13 @@ def _pack_experts(
     moe: MoE, tp: TPGroup, packer: Packer, keeper: _Keeper
 ) -> tuple[ctypes.Array[MatrixStruct], ctypes.Array[MatrixStruct]]:
     experts, is_whole = moe.experts, moe.spec.is_expert_parallel
-    is_in_turns = moe.spec.swiglu is not None  # gate and up rows; else the gate's come first
     gate_up, gate_up_bias = experts.gate_up, experts.gate_up_bias
-    ups = []
-    for expert, matrix in enumerate(gate_up):
-        bias = None if gate_up_bias is None else _halves(gate_up_bias[expert], is_in_turns)
-        ups.append(packer.pack_pair(*_halves(matrix, is_in_turns), bias))
+    ups = [
+        packer.pack(
+            matrix, None if gate_up_bias is None else gate_up_bias[expert], _gate_up_order(moe)
+        )
+        for expert, matrix in enumerate(gate_up)
+    ]
     experts.gate_up = _nothing(gate_up.dtype)
     down_bias = experts.down_bias if is_whole or tp.rank == 0 else None
     downs = [
@@ -91,16 +105,13 @@ def _pack_experts(
     return keeper.matrices(ups), keeper.matrices(downs)
 
 
-def _halves(x: Tensor, is_in_turns: bool) -> tuple[Tensor, Tensor]:
-    if is_in_turns:
-        return x[::2], x[1::2]
-    gate, up = x.chunk(2)
-    return gate, up
+def _gate_up_order(moe: MoE) -> Order:
+    return gated if moe.spec.swiglu is None else gated_in_turns
 
 
 def _fill_shared(struct: MoEStruct, shared: SharedExpert, packer: Packer, keeper: _Keeper) -> None:
     dtype = shared.down.dtype
-    struct.shared_up = keeper.matrix(packer.pack_gated(shared.gate_up.weight))
+    struct.shared_up = keeper.matrix(packer.pack(shared.gate_up.weight, order=gated))
     shared.gate_up.weight = _nothing(dtype)
     struct.shared_down = keeper.matrix(packer.pack(shared.down))
     shared.down = _nothing(dtype)

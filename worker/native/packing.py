@@ -1,12 +1,17 @@
 """Weights in the layout of the native products, packed once while a model is loaded.
 
-Owns the packed tensors; the layout itself is `csrc/gemm.h`'s. Called by `worker.native.terms`.
+Owns the packed tensors and the order of their columns; the layout of a panel itself is
+`csrc/gemm.h`'s. Called by `worker.native.terms`, and by `direct_packing`, which packs what it reads
+of a file without a parameter between.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,13 +21,42 @@ from worker.native.library import Team
 from worker.native.structs import BFLOAT16, FLOAT32, MatrixStruct
 
 PANEL = 32  # columns; of a gated pair 16 of each
+_HALF = PANEL // 2
 _DEPTH = 8  # the inner dimension is padded to a multiple
 
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
+# The packed columns of a weight's rows, [N] int32, and how many there are with their padding.
+Columns = tuple[npt.NDArray[np.int32], int]
+# The number of rows it is given, N.
+Order = Callable[[int], Columns]
+
 
 def padded(size: int, multiple: int = PANEL) -> int:
     return divide_up(size, multiple) * multiple
+
+
+_shared = lru_cache(maxsize=64)  # a model has few sizes, but perhaps thousands of experts
+
+
+@_shared
+def as_they_are(num_rows: int) -> Columns:
+    return np.arange(num_rows, dtype=np.int32), padded(num_rows)
+
+
+@_shared
+def gated(num_rows: int) -> Columns:
+    """Of a gate's rows and then as many of the other's: 16 of each beside each other."""
+    half = np.arange(num_rows // 2, dtype=np.int32)
+    gate = half // _HALF * PANEL + half % _HALF
+    return np.concatenate((gate, gate + _HALF)), 2 * padded(num_rows // 2, _HALF)
+
+
+@_shared
+def gated_in_turns(num_rows: int) -> Columns:
+    """As `gated`, of rows that are the gate's and the other's in turns."""
+    columns, num_columns = gated(num_rows)
+    return np.ascontiguousarray(columns.reshape(2, -1).T).reshape(-1), num_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,57 +72,72 @@ class PackedWeight:
         return MatrixStruct(self.data.data_ptr(), bias, num_panels, depth)
 
 
-class Packer:
-    """Packs with a team's threads. Used while loading only."""
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """The memory of a packed weight and where in it a weight's rows go."""
 
-    def __init__(self, library: ctypes.CDLL, team: Team) -> None:
+    data: Tensor  # [panels, depth, 32], zeros until rows are packed
+    columns: npt.NDArray[np.int32]  # of row r of the weight
+
+    @staticmethod
+    def of(weight: Tensor, order: Order) -> "PackedRows":
+        """Nothing is packed yet, and no memory used. weight: [N, K]."""
+        num_rows, num_numbers = weight.shape
+        columns, num_columns = order(num_rows)
+        shape = (num_columns // PANEL, padded(num_numbers, _DEPTH), PANEL)
+        return PackedRows(zeros(shape, weight.dtype, weight.device), columns)
+
+    def fill(
+        self, library: ctypes.CDLL, rows: Tensor, first: int = 0, team: Team | None = None
+    ) -> None:
+        """rows: [n, <= K], of any strides, the weight's from row `first` on. On the caller's thread
+        unless a team is given; several threads may fill in different rows.
+        """
+        assert rows.dtype == self.data.dtype, f"{rows.dtype} for {self.data.dtype}"
+        columns = self.columns[first : first + len(rows)]
+        assert len(columns) == len(rows) and rows.shape[1] <= self.data.shape[1]
+        library.shoal_pack_rows(
+            None if team is None else team.handle,
+            DTYPES[rows.dtype],
+            rows.data_ptr(),
+            *rows.stride(),
+            *rows.shape,
+            columns.ctypes.data,
+            self.data.data_ptr(),
+            self.data.shape[1],
+        )
+
+
+class Packer:
+    """Packs with a team's threads. Used while loading only.
+
+    `packed` has weights that were packed when they were read, by their address; they are taken out.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, team: Team, packed: dict[int, PackedRows] | None = None
+    ) -> None:
         self._library = library
         self._team = team
+        self._packed = {} if packed is None else packed
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
-        """weight: [N, K], of any strides; bias: [N]."""
-        data = self._packed(weight, None, padded(weight.shape[0]) // PANEL)
-        return PackedWeight(data, None if bias is None else _padded_bias(bias))
-
-    def pack_gated(self, gate_up: Tensor, bias: Tensor | None = None) -> PackedWeight:
-        """gate_up: [2 * n, K], the gate's rows first, and a bias [2 * n]."""
-        gate, up = gate_up.chunk(2)
-        return self.pack_pair(gate, up, None if bias is None else bias.chunk(2))
-
-    def pack_pair(
-        self, gate: Tensor, up: Tensor, biases: Sequence[Tensor] | None = None
+    def pack(
+        self, weight: Tensor, bias: Tensor | None = None, order: Order = as_they_are
     ) -> PackedWeight:
-        """gate, up: [n, K], with the same strides; biases: [n] each."""
-        data = self._packed(gate, up, 2 * padded(gate.shape[0], PANEL // 2) // PANEL)
-        return PackedWeight(data, None if biases is None else _gated_bias(*biases))
+        """weight: [N, K], of any strides; bias: [N]."""
+        rows = self._packed.pop(weight.data_ptr(), None)
+        if rows is None:
+            rows = PackedRows.of(weight, order)
+            rows.fill(self._library, weight, team=self._team)
+        return PackedWeight(rows.data, None if bias is None else _bias_in(order, bias))
 
-    def _packed(self, first: Tensor, second: Tensor | None, num_panels: int) -> Tensor:
-        num_rows, num_columns = first.shape
-        depth = padded(num_columns, _DEPTH)
-        packed = zeros((num_panels, depth, PANEL), first.dtype, first.device)
-        self._library.shoal_pack(
-            self._team.handle,
-            DTYPES[first.dtype],
-            first.data_ptr(),
-            None if second is None else second.data_ptr(),
-            *first.stride(),
-            num_rows,
-            num_columns,
-            packed.data_ptr(),
-            num_panels,
-            depth,
-        )
-        return packed
+    def finish(self) -> None:
+        """Every weight that was packed when it was read has been asked for."""
+        assert not self._packed, f"{len(self._packed)} packed weights are left"
 
 
-def _padded_bias(bias: Tensor) -> Tensor:
-    columns = torch.zeros(padded(len(bias)), dtype=torch.float32)
-    columns[: len(bias)] = bias
-    return columns
-
-
-def _gated_bias(gate: Tensor, up: Tensor) -> Tensor:
-    """In turns 16 of the gate's and 16 of the other's."""
-    width = padded(len(gate), PANEL // 2)
-    turns = [_padded_bias(half)[:width].view(-1, PANEL // 2) for half in (gate, up)]
-    return torch.stack(turns, dim=1).flatten().contiguous()
+def _bias_in(order: Order, bias: Tensor) -> Tensor:
+    columns, num_columns = order(len(bias))
+    in_order = torch.zeros(num_columns, dtype=torch.float32)
+    in_order[torch.from_numpy(columns).long()] = bias.float()
+    return in_order

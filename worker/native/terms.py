@@ -1,8 +1,8 @@
 """A loaded decoder as the structures of the native program, its matrices packed on the way.
 
-Says which parts of a model the kernels compute; the rest stays as torch modules. A matrix leaves
-the decoder as soon as it is packed, so loading never holds more than one of them twice. Called by
-`worker.native.decoder`.
+Says which parts of a model the kernels compute; the rest stays as torch modules. Matrices come
+packed where a checkpoint was read (`direct_packing`); else one leaves the decoder as soon as it is
+packed, and no more than one is held twice. Called by `worker.native.decoder`.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from worker.layers.wide_qk_norm import WideQKNorm
 from worker.models.decoder import Decoder, DecoderLayer, ParallelLayer, SumNormLayer
 from worker.models.spec import ModelSpec
 from worker.native.moe_terms import moe_struct
-from worker.native.packing import DTYPES, PackedWeight, Packer
+from worker.native.packing import DTYPES, Order, PackedWeight, Packer, as_they_are, gated
 from worker.native.structs import (
     IN_TURN,
     PARALLEL,
@@ -226,16 +226,13 @@ class TermsBuilder:
             return
         if isinstance(mlp, GatedMLP):
             struct.is_gated = True
-            linear = mlp.gate_up
-            packed = self._packer.pack_gated(linear.weight, linear.bias)
-            linear.weight = _nothing(packed)
-            struct.up = self._keep(packed)
+            struct.up = self._packed(mlp.gate_up, gated)
         else:
             struct.up = self._packed(mlp.up)
         struct.down = self._packed_row_parallel(mlp.down)
 
-    def _packed(self, linear: ColumnParallelLinear) -> MatrixStruct:
-        packed = self._packer.pack(linear.weight, linear.bias)
+    def _packed(self, linear: ColumnParallelLinear, order: Order = as_they_are) -> MatrixStruct:
+        packed = self._packer.pack(linear.weight, linear.bias, order)
         linear.weight = _nothing(packed)
         return self._keep(packed)
 

@@ -31,6 +31,7 @@ from worker.models.decoder import Decoder
 from worker.models.family import Target
 from worker.models.loader import load_weights
 from worker.models.registry import find_family
+from worker.native.build import can_have_library
 from worker.parallel.group import SingleGroup, TPGroup
 
 
@@ -224,15 +225,72 @@ def test_ranks_fill_their_shards_from_pickled_files_alike(tmp_path: Path) -> Non
             assert parameter.any() and torch.equal(parameter, found[name]), name
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_rank_of_two_takes_little_more_memory_than_its_half(tmp_path: Path) -> None:
-    """All of it in two matrices that ranks split, by rows and by columns; the file is a hole."""
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@on_linux
+@pytest.mark.parametrize("is_native", [True, False])
+@pytest.mark.parametrize("is_pickled", [True, False])
+def test_loaded_model_keeps_no_file_mapped(
+    tmp_path: Path, is_native: bool, is_pickled: bool
+) -> None:
+    """Who cuts a checkpoint's file short must not end a server that has loaded it."""
+    model = make_checkpoint(tmp_path, llama_config())
+    if is_pickled:
+        pickle_weights(tmp_path, model)
+    runner = make_runner(tmp_path, native_kernels=is_native)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    driver = driver_for(runner)
+    driver.admit(0, random_tokens(9, seed=0))
+    before = runner.compute_logits(driver.plan((0, 9)))
+    for file in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")):
+        file.write_bytes(b"")
+    driver.tokens[0].append(1)
+    after = runner.compute_logits(driver.plan((0, 1)))
+    assert before.isfinite().all() and after.isfinite().all()
+
+
+LOAD_IN_A_RUNNER = """
+import sys
+from benchmarks.loading_rank import PeakMemory
+from worker.config import RunnerConfig
+from worker.native.library import native_library
+from worker.parallel.group import SingleGroup
+from worker.runner.model_runner import ModelRunner
+native_library()
+runner = ModelRunner(RunnerConfig(sys.argv[1], device="cpu", dtype="bfloat16"), SingleGroup())
+with PeakMemory() as memory:
+    runner.load()
+print(memory.peak_bytes)
+"""
+
+
+@on_linux
+def test_runner_never_holds_a_matrix_twice(tmp_path: Path) -> None:
+    """With kernels its values go from the file to where they are packed. The head is nearly half of
+    it all; the file is a hole.
+    """
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
+    config = llama_config(**shape, vocab_size=65536, head_dim=64, dtype="bfloat16")
+    config.save_pretrained(tmp_path)
+    file_bytes = write_hollow_weights(tmp_path, load_model_config(str(tmp_path)))
+    command = [sys.executable, "-c", LOAD_IN_A_RUNNER, str(tmp_path)]
+    peak_bytes = int(subprocess.check_output(command, timeout=60))
+    assert 0.95 * file_bytes < peak_bytes < 1.15 * file_bytes
+
+
+@on_linux
+@pytest.mark.parametrize("into", ["parameters", "kernels"])
+def test_rank_of_two_takes_little_more_memory_than_its_half(tmp_path: Path, into: str) -> None:
+    """All of it in matrices that ranks split, by rows and by columns; the file is a hole."""
+    if into == "kernels" and not can_have_library():
+        pytest.skip("no kernels for this machine")
     shape = {"hidden_size": 1024, "intermediate_size": 16384, "num_hidden_layers": 1}
     config = llama_config(**{**shape, "vocab_size": 32768, "head_dim": 64, "dtype": "bfloat16"})
     config.save_pretrained(tmp_path)
     file_bytes = write_hollow_weights(tmp_path, load_model_config(str(tmp_path)))
     command = [sys.executable, "-m", "benchmarks.loading", str(tmp_path), "--tp", "2"]
-    output = subprocess.check_output([*command, "--rank", "1"], timeout=60)
+    output = subprocess.check_output([*command, "--rank", "1", "--into", into], timeout=60)
     loaded = json.loads(output)
     assert 0.45 * file_bytes < loaded["own_bytes"] < 0.55 * file_bytes
     assert loaded["own_bytes"] < loaded["peak_bytes"] < 0.6 * file_bytes

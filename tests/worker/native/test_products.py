@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.worker.native.libraries import VARIANT_NAMES, library_of
 from worker.native.library import Team
-from worker.native.packing import DTYPES, PANEL, PackedWeight, Packer
+from worker.native.packing import DTYPES, PANEL, PackedWeight, Packer, gated
 
 pytestmark = pytest.mark.skipif(not VARIANT_NAMES, reason="no kernels for this CPU")
 
@@ -86,7 +86,7 @@ def test_gated_pair_stands_side_by_side(dtype: torch.dtype, size: int) -> None:
     team = Team(library, 1)
     gate_up = random_weight(2 * size, 24, dtype)
     bias = torch.arange(2.0 * size)
-    packed = Packer(library, team).pack_gated(gate_up, bias)
+    packed = Packer(library, team).pack(gate_up, bias, gated)
     x = torch.randn(3, 24, generator=torch.Generator().manual_seed(1)).bfloat16().float()
     halves = multiply(library, team, x, packed).view(3, -1, 2, PANEL // 2)
     gate, up = halves[:, :, 0].flatten(1)[:, :size], halves[:, :, 1].flatten(1)[:, :size]
