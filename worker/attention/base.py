@@ -6,7 +6,7 @@ once; every layer of the same kind runs that plan. Called by `layers/attention.p
 the runner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,13 +22,14 @@ class LayerKVCache:
     """The keys and values of one layer. Both: [num_blocks, block_size, kv_heads, head_dim].
 
     Written only by the step's own tokens, before they attend. Owned by the thread that runs the
-    model.
+    model. `group`: whose block tables say where this layer's tokens are; layers of other groups may
+    have theirs in other blocks of the same tensors.
     """
 
-    __slots__ = ("_k_slots", "_v_slots", "k", "v")
+    __slots__ = ("_k_slots", "_v_slots", "group", "k", "v")
 
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
+    def __init__(self, k: Tensor, v: Tensor, group: int = 0) -> None:
+        self.k, self.v, self.group = k, v, group
         self._k_slots = k.view(-1, *k.shape[2:])
         self._v_slots = v.view(-1, *v.shape[2:])
 
@@ -48,6 +49,8 @@ class AttentionKind:
     soft_cap: float | None = None  # scaled scores become cap * tanh(score / cap)
     # ALiBi (Press et al. 2022): a score falls by slope * distance; one slope per head of this rank.
     alibi_slopes: tuple[float, ...] = ()
+    # Leading numbers of a value that are used afterwards; None: all. Others need not be returned.
+    value_dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class AttentionPlan(Protocol):
     ) -> Tensor:
         """Softmax attention; the step's k and v are in the cache.
 
-        q: [T, heads, head_dim]; k, v: [T, kv_heads, head_dim]; returns [T, heads, head_dim].
+        q: [T, heads, head_dim]; k, v: [T, kv_heads, head_dim]; returns [T, heads, head_dim], or of
+        the last only the kind's `value_dim`.
         sinks: [heads], the score of a further place that all tokens see and that holds zeros.
         """
         ...
@@ -86,17 +90,27 @@ AttentionBackend = Callable[[BatchLayout, AttentionKind], AttentionPlan]
 
 @dataclass(slots=True)
 class ForwardContext:
-    """What a forward pass needs beside the token ids. Made for one step, owned by its thread."""
+    """What a forward pass needs beside the token ids. Made for one step, owned by its thread.
+
+    Layers whose tokens are in the same blocks form a group (`worker.kv_groups`); most models have
+    one. The layouts of a step differ in their block tables only.
+    """
 
     positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [T] int64
-    layout: BatchLayout
+    slot_mappings: Sequence[Tensor]  # of each group: [T] int64
+    layouts: Sequence[BatchLayout]  # of each group
     kv_caches: list[LayerKVCache]  # one per layer
     backend: AttentionBackend
-    _plans: dict[AttentionKind, AttentionPlan] = field(default_factory=dict)
+    # Those made so far, by kind and group; captured steps bring theirs.
+    plans: dict[tuple[AttentionKind, int], AttentionPlan] = field(default_factory=dict)
 
-    def attention_plan(self, kind: AttentionKind) -> AttentionPlan:
-        plan = self._plans.get(kind)
+    def write(self, cache: LayerKVCache, k: Tensor, v: Tensor) -> None:
+        """The step's keys and values of a layer; k, v: [T, kv_heads, head_dim]."""
+        cache.write(self.slot_mappings[cache.group], k, v)
+
+    def attention_plan(self, kind: AttentionKind, group: int) -> AttentionPlan:
+        """The attention of layers of this kind whose caches are of this group."""
+        plan = self.plans.get((kind, group))
         if plan is None:
-            plan = self._plans[kind] = self.backend(self.layout, kind)
+            plan = self.plans[kind, group] = self.backend(self.layouts[group], kind)
         return plan

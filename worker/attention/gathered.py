@@ -21,6 +21,7 @@ from worker.attention.base import (
     LayerKVCache,
 )
 from worker.attention.scored import scored_attention, scored_chunk_attention
+from worker.attention.upload import upload
 
 # A batch is split when that saves gathering more padding tokens than another batch's operators cost
 # (60 us a layer against 0.1-0.2 us a token, measured), and when one gather would grow beyond this.
@@ -282,4 +283,4 @@ def _chunk_mask(layout: BatchLayout, query_len: int, num_seen: int, kind: Attent
 
 
 def _to_device(array: np.ndarray, layout: BatchLayout) -> Tensor:
-    return torch.from_numpy(array).to(layout.device, non_blocking=True)
+    return upload([array], layout.device)[0]

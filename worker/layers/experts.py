@@ -1,23 +1,31 @@
 """The experts of a mixture: which of them, or which slice of each, a rank has, and their products.
 
 Tokens are sorted by expert, and an expert computes all of its tokens in one product: on GPUs all
-experts in one grouped kernel, else one after another. The router is elsewhere (`moe.py`).
+experts in one grouped kernel, torch's for many tokens and our own for few and for types or sizes
+that torch's does not take; else one after another. The router is elsewhere (`moe.py`).
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.layers.activation import ACTIVATIONS, gated
+from worker.layers.activation import gated_activation
+from worker.layers.fused import fused_kernels
 from worker.layers.linear import TensorOptions
 from worker.layers.moe_spec import ClampedSwiGLU, MoESpec
 from worker.layers.shard import Shard, divide_up
 from worker.parallel.group import TPGroup
 
+if TYPE_CHECKING:
+    from worker.layers.fused_experts import FusedExperts
+
 _GROUPED_ALIGNMENT = 16  # bytes, of a row, that the grouped kernel wants
 _GROUPED_CAPABILITY = (8, 0)
+# An expert's rows, on average, from which torch's kernel, whose tiles have 128, is the better one.
+_GROUPED_ROWS = 64
 
 
 def own_experts(spec: MoESpec, tp: TPGroup) -> range:
@@ -40,7 +48,7 @@ class Experts(nn.Module):
         super().__init__()
         self._spec = spec
         self._hidden_size = hidden_size
-        self._activate = _gated_activation(spec, activation)
+        self._activate = _gated_activation(spec, activation, options)
         self.own = own_experts(spec, tp)
         num_slices = 1 if spec.is_expert_parallel else tp.size
         self._length = divide_up(spec.intermediate_size, num_slices)
@@ -55,16 +63,31 @@ class Experts(nn.Module):
             self.gate_up_bias = options.zeros(count, 2 * self._length)
             self.down_bias = options.zeros(count, hidden_size)
         self._has_grouped_kernel = _has_grouped_kernel(options, hidden_size, self._length)
+        self._fused = _fused_experts(spec, activation, options)
 
     def forward(self, x: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
         """weights, expert_ids: [T, k], of all experts."""
         num_tokens, top_k = expert_ids.shape
+        if self._fused is not None:
+            num_rows = num_tokens * top_k // len(self.own)
+            if num_rows < _GROUPED_ROWS or not self._has_grouped_kernel:
+                return self._fused(
+                    x,
+                    weights,
+                    expert_ids,
+                    self.own.start,
+                    self.gate_up,
+                    self.down,
+                    self.gate_up_bias,
+                    self.down_bias if self._adds_down_bias else None,
+                )
         # Those of other ranks are sorted behind this rank's, as one more expert.
         count = len(self.own)
         ids = expert_ids.flatten() - self.own.start
         ids = torch.where((ids >= 0) & (ids < count), ids, count)
         order = ids.argsort(stable=True)
-        counts = torch.bincount(ids, minlength=count + 1)[:count]
+        # Not bincount, which waits for a GPU.
+        counts = ids.new_zeros(count + 1).scatter_add_(0, ids, torch.ones_like(ids))[:count]
         if self._has_grouped_kernel:
             rows = x.index_select(0, order // top_k)
             rows = self._grouped(rows, ids.index_select(0, order), counts)
@@ -139,12 +162,27 @@ def _has_grouped_kernel(options: TensorOptions, hidden_size: int, length: int) -
     return is_aligned and torch.cuda.get_device_capability(options.device) >= _GROUPED_CAPABILITY
 
 
-def _gated_activation(spec: MoESpec, activation: str) -> Callable[[Tensor], Tensor]:
-    if spec.swiglu is not None:
-        swiglu = spec.swiglu
+def _gated_activation(
+    spec: MoESpec, activation: str, options: TensorOptions
+) -> Callable[[Tensor], Tensor]:
+    if spec.swiglu is None:
+        return gated_activation(activation, options)
+    swiglu, kernels = spec.swiglu, fused_kernels(options)
+    if kernels is None:
         return lambda gate_up: clamped_swiglu(swiglu, gate_up)
-    function = ACTIVATIONS[activation]
-    return lambda gate_up: gated(function, gate_up)
+    kind, fused_gated = kernels.clamped_swiglu_kind, kernels.gated
+    return lambda gate_up: fused_gated(gate_up, kind, swiglu.alpha, swiglu.limit, takes_turns=True)
+
+
+def _fused_experts(spec: MoESpec, activation: str, options: TensorOptions) -> "FusedExperts | None":
+    kernels = fused_kernels(options)
+    if kernels is None:
+        return None
+    if spec.swiglu is None:
+        return kernels.experts(kernels.activation_kinds[activation])
+    return kernels.experts(
+        kernels.clamped_swiglu_kind, spec.swiglu.alpha, spec.swiglu.limit, takes_turns=True
+    )
 
 
 def clamped_swiglu(kind: ClampedSwiGLU, gate_up: Tensor) -> Tensor:

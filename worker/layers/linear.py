@@ -28,6 +28,7 @@ class TensorOptions:
 
     dtype: torch.dtype
     device: torch.device
+    fused: bool = False  # layers run on kernels of our own (Triton), where they have any
 
     def zeros(self, *shape: int) -> nn.Parameter:
         return frozen(zeros(shape, self.dtype, self.device))

@@ -9,7 +9,8 @@ what it returns.
 import torch
 from torch import Tensor, nn
 
-from worker.attention.base import AttentionKind, ForwardContext
+from worker.attention.base import AttentionKind, ForwardContext, LayerKVCache
+from worker.layers.fused import fused_kernels
 from worker.layers.linear import (
     ColumnParallelLinear,
     ReplicatedLinear,
@@ -41,6 +42,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self._layer, self._spec, self._kind = layer, spec, kind
         self._num_heads = num_heads // tp.size
+        self._kernels = fused_kernels(options)
         self.q_down, self.q_norm = None, None
         if spec.q_rank is not None:
             self.q_down = ReplicatedLinear(hidden_size, spec.q_rank, options)
@@ -58,16 +60,41 @@ class LatentAttention(nn.Module):
         spec = self._spec
         q_in = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self.q(q_in).view(x.shape[0], self._num_heads, -1)
+        cache = ctx.kv_caches[self._layer]
+        if self._kernels is None:
+            query, key = self._cached(q, self.kv_down(x), rotation, cache, ctx)
+        else:
+            slots = ctx.slot_mappings[cache.group]
+            query = q.new_empty((*q.shape[:2], spec.kv_rank + spec.rope_dim))
+            self.k_up.transposed_into(query[..., : spec.kv_rank], q[..., : spec.nope_dim])
+            key = self._kernels.rotate_and_cache_latent(
+                q[..., spec.nope_dim :],
+                self.kv_down(x),
+                query[..., spec.kv_rank :],
+                self.kv_norm.weight,
+                self.kv_norm.eps,
+                rotation,
+                cache,
+                slots,
+            )
+        attended = ctx.attention_plan(self._kind, cache.group).run(query, key, key, cache)
+        values = self.v_up(attended[..., : spec.kv_rank])
+        return self.output(values.reshape(x.shape[0], -1))
+
+    def _cached(
+        self, q: Tensor, kv: Tensor, rotation: Rotation, cache: LayerKVCache, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """Queries in the latent space, [T, heads, kv_rank + rope_dim], and the cached keys, [T, 1,
+        kv_rank + rope_dim]. q: [T, heads, nope_dim + rope_dim]; kv: [T, kv_rank + rope_dim].
+        """
+        spec = self._spec
         q_plain, q_turned = q.split((spec.nope_dim, spec.rope_dim), dim=-1)
-        latent, k_turned = self.kv_down(x).split((spec.kv_rank, spec.rope_dim), dim=-1)
+        latent, k_turned = kv.split((spec.kv_rank, spec.rope_dim), dim=-1)
         turned = rotate(torch.cat((q_turned, k_turned.unsqueeze(1)), dim=1), rotation)
         key = torch.cat((self.kv_norm(latent).unsqueeze(1), turned[:, -1:]), dim=-1)
         query = torch.cat((self.k_up.transposed(q_plain), turned[:, :-1]), dim=-1)
-        cache = ctx.kv_caches[self._layer]
-        cache.write(ctx.slot_mapping, key, key)
-        attended = ctx.attention_plan(self._kind).run(query, key, key, cache)
-        values = self.v_up(attended[..., : spec.kv_rank])
-        return self.output(values.reshape(x.shape[0], -1))
+        ctx.write(cache, key, key)
+        return query, key
 
 
 class HeadMatrices(nn.Module):
@@ -90,6 +117,11 @@ class HeadMatrices(nn.Module):
     def transposed(self, x: Tensor) -> Tensor:
         """x: [T, heads, num_out]; returns [T, heads, num_in]."""
         return torch.einsum("tho,hoi->thi", x, self.weight.view(self._shape))
+
+    def transposed_into(self, out: Tensor, x: Tensor) -> None:
+        """The same, written to `out`, whose heads may stand in wider rows."""
+        weight = self.weight.view(self._shape)
+        torch.bmm(x.transpose(0, 1), weight, out=out.transpose(0, 1))
 
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard(self._full_shape, dim=0, start=self._start, length=self._length)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from worker.layers.activation import ACTIVATIONS, gated
+from worker.layers.activation import ACTIVATIONS, gated_activation
 from worker.layers.linear import ColumnParallelLinear, RowParallelLinear, TensorOptions
 from worker.parallel.group import TPGroup
 
@@ -20,13 +20,13 @@ class GatedMLP(nn.Module):
         options: TensorOptions,
     ) -> None:
         super().__init__()
-        self._activation = ACTIVATIONS[activation]
+        self._gated = gated_activation(activation, options)
         parts = {"gate": intermediate_size, "up": intermediate_size}
         self.gate_up = ColumnParallelLinear(hidden_size, parts, bias, tp, options)
         self.down = RowParallelLinear(intermediate_size, hidden_size, bias, tp, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(gated(self._activation, self.gate_up(x)))
+        return self.down(self._gated(self.gate_up(x)))
 
 
 class PlainMLP(nn.Module):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.layers.activation import ACTIVATIONS, gated
+from worker.layers.activation import gated_activation
 from worker.layers.experts import Experts
+from worker.layers.fused import fused_kernels
 from worker.layers.linear import ColumnParallelLinear, TensorOptions
 from worker.layers.moe_spec import MoESpec
 from worker.layers.shard import Shard, divide_up
@@ -50,9 +51,12 @@ class Router(nn.Module):
         self.weight = wide.zeros(*self._shape)
         self.bias = wide.zeros(spec.num_experts) if spec.has_bias else None
         self.choice_bias = wide.zeros(spec.num_experts) if spec.has_choice_bias else None
+        self._kernels = fused_kernels(options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = F.linear(x.float(), self.weight, self.bias)
+        if self._kernels is not None:
+            return self._kernels.route(logits, self.choice_bias, self._spec)
         scores = logits.sigmoid() if self._spec.is_sigmoid else logits.softmax(dim=-1)
         expert_ids = self._choices(scores).topk(self._spec.top_k, dim=-1).indices
         weights = scores.gather(1, expert_ids)
@@ -84,7 +88,7 @@ class SharedExpert(nn.Module):
     ) -> None:
         super().__init__()
         size = spec.shared_intermediate_size
-        self._activation = ACTIVATIONS[activation]
+        self._gated = gated_activation(activation, options)
         self._start, self._length = tp.rank * divide_up(size, tp.size), divide_up(size, tp.size)
         self._shapes = {"gate": (1, hidden_size), "down": (hidden_size, size)}
         parts = {"gate": size, "up": size}
@@ -93,7 +97,7 @@ class SharedExpert(nn.Module):
         self.gate = options.zeros(1, hidden_size) if spec.is_shared_gated else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(gated(self._activation, self.gate_up(x)), self.down)
+        y = F.linear(self._gated(self.gate_up(x)), self.down)
         return y if self.gate is None else F.linear(x, self.gate).sigmoid() * y
 
     def shard(self, parameter: str, part: str) -> Shard:

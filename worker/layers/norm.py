@@ -1,9 +1,15 @@
-"""Normalization layers: replicated on every rank, computed in fp32, typed as their input."""
+"""Normalization layers: replicated on every rank, computed in fp32, typed as their input.
+
+Each also takes the residual sum that comes before it, `added`: on GPUs both are one kernel.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.layers.fused import fused_kernels
 from worker.layers.linear import TensorOptions
 from worker.layers.shard import Shard
 
@@ -21,15 +27,36 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.weight = options.zeros(size)
+        self._kernels = fused_kernels(options)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._kernels is not None:
+            return self._kernels.normed(x, self.weight, None, self.eps, self.offset)
         if not self.offset:
             return rms_normalized(x, self.eps, self.weight)
         weight = self.weight.float() + self.offset
         return rms_normalized(x.float(), self.eps, weight).to(x.dtype)
 
+    def added(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x + alpha * y in new memory, and its norm. x, y: [T, size]."""
+        if self._kernels is not None:
+            return self._kernels.sum_and_normed(
+                x, y, alpha, self.weight, None, self.eps, self.offset
+            )
+        x = torch.add(x, y, alpha=alpha)
+        return x, self(x)
+
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
+
+
+class NoNorm(nn.Identity):
+    """Stands where a family has no norm."""
+
+    def added(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x + alpha * y in new memory, twice."""
+        x = torch.add(x, y, alpha=alpha)
+        return x, x
 
 
 class LayerNorm(nn.Module):
@@ -43,12 +70,36 @@ class LayerNorm(nn.Module):
         self.eps = eps
         self.weight = options.zeros(size) if weight else None
         self.bias = options.zeros(size) if bias else None
+        self._kernels = fused_kernels(options)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self._shape, self.weight, self.bias, self.eps)
 
+    def added(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x + alpha * y in new memory, and its norm. x, y: [T, size]."""
+        if self._kernels is not None:
+            return self._kernels.sum_and_normed(
+                x, y, alpha, self.weight, self.bias, self.eps, is_rms=False
+            )
+        x = torch.add(x, y, alpha=alpha)
+        return x, self(x)
+
     def shard(self, parameter: str, part: str) -> Shard:
         return Shard.whole(*self._shape)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """The parameters of a norm over head_dim of each query and key head, as a kernel takes them."""
+
+    q_weight: Tensor  # [head_dim], or [heads * head_dim] where each head has its own
+    k_weight: Tensor
+    q_bias: Tensor | None
+    k_bias: Tensor | None
+    eps: float
+    offset: float  # added to the weights
+    is_rms: bool
+    has_weight_per_head: bool
 
 
 class QKNorm(nn.Module):
@@ -82,6 +133,10 @@ class QKNorm(nn.Module):
         normed[:, : self._num_heads].mul_(self.q_weight)
         normed[:, self._num_heads :].mul_(self.k_weight)
         return normed
+
+    def head_norm(self) -> HeadNorm:
+        weights = (self.q_weight, self.k_weight)
+        return HeadNorm(*weights, None, None, self.eps, self.offset, True, False)
 
     def _offset_normed(self, x: Tensor) -> Tensor:
         normed = rms_normalized(x.float(), self.eps)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.layers.linear import QKVParallelLinear, TensorOptions
+from worker.layers.norm import HeadNorm
 from worker.layers.shard import Shard
 from worker.parallel.group import TPGroup
 
@@ -54,6 +55,18 @@ class QKLayerNorm(nn.Module):
         q, k = normed.split(list(self._num_own.values()), dim=1)
         parts = (self._scaled(q, "q"), self._scaled(k, "k"))
         return torch.cat(parts, dim=1).to(x.dtype)
+
+    def head_norm(self) -> HeadNorm | None:
+        """None: the norm is not of single heads."""
+        if self.kind == "width":
+            return None
+        q_weight, k_weight, q_bias, k_bias = (
+            getattr(self, f"{part}_{name}") for name in ("weight", "bias") for part in "qk"
+        )
+        has_weight_per_head = self.kind != "head"
+        return HeadNorm(
+            q_weight, k_weight, q_bias, k_bias, self.eps, 0.0, False, has_weight_per_head
+        )
 
     def _scaled(self, x: Tensor, part: str) -> Tensor:
         weight, bias = getattr(self, f"{part}_weight"), getattr(self, f"{part}_bias")

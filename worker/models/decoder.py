@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worker.attention.base import AttentionKind, ForwardContext
 from worker.layers.attention import Attention, AttentionSinks
 from worker.layers.embedding import ParallelLMHead, PositionEmbedding, VocabParallelEmbedding
+from worker.layers.fused import fused_kernels
 from worker.layers.linear import (
     QKVParallelLinear,
     ReplicatedLinear,
@@ -20,7 +21,7 @@ from worker.layers.mla import LatentAttention
 from worker.layers.mla_spec import MLASpec
 from worker.layers.mlp import GatedMLP, PlainMLP
 from worker.layers.moe import MoE
-from worker.layers.norm import LayerNorm, QKNorm, RMSNorm
+from worker.layers.norm import LayerNorm, NoNorm, QKNorm, RMSNorm
 from worker.layers.qk_layer_norm import QKLayerNorm
 from worker.layers.rotary import RotaryEmbedding, Rotation
 from worker.layers.shard import split_heads
@@ -28,32 +29,36 @@ from worker.layers.wide_qk_norm import WideQKNorm
 from worker.models.spec import ModelSpec
 from worker.parallel.group import TPGroup
 
+AnyNorm = RMSNorm | LayerNorm | NoNorm
+
 
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). x: [T, hidden], the same on every rank.
 
-    Norms stand where the spec places them; where there is none, the identity stands in.
+    Norms stand where the spec places them; where there is none, the identity stands in. A layer
+    returns x and what is still to be added to it, so that the sum and the next layer's norm can be
+    one kernel; the sum is new memory always, for an all-reduce may hand out a buffer that the next
+    one writes to.
     """
 
     def __init__(self, spec: ModelSpec, layer: int, tp: TPGroup, options: TensorOptions) -> None:
         super().__init__()
         self._residual_multiplier = spec.residual_multiplier
         has_before, has_after = spec.norm_place != "after", spec.norm_place != "before"
-        self.attention_norm = _norm(spec, options) if has_before else nn.Identity()
+        self.attention_norm = _norm(spec, options) if has_before else NoNorm()
         self.attention = _attention(spec, layer, tp, options)
         self.attention_out_norm = _norm(spec, options) if has_after else nn.Identity()
-        self.mlp_norm = _norm(spec, options) if has_before else nn.Identity()
+        self.mlp_norm = _norm(spec, options) if has_before else NoNorm()
         self.mlp_out_norm = _norm(spec, options) if has_after else nn.Identity()
         self.mlp = _mlp(spec, layer, tp, options)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, ctx: ForwardContext) -> Tensor:
-        attended = self.attention(self.attention_norm(x), rotation, ctx)
-        x = self._added(x, self.attention_out_norm(attended))
-        return self._added(x, self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
-
-    def _added(self, x: Tensor, y: Tensor) -> Tensor:
-        # Not in place: an all-reduce may hand out a buffer that the next one writes to.
-        return torch.add(x, y, alpha=self._residual_multiplier)
+    def forward(
+        self, x: Tensor, added: Tensor | None, rotation: Rotation | None, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        x, normed = _summed(self.attention_norm, x, added, self._residual_multiplier)
+        attended = self.attention_out_norm(self.attention(normed, rotation, ctx))
+        x, normed = self.mlp_norm.added(x, attended, self._residual_multiplier)
+        return x, self.mlp_out_norm(self.mlp(normed))
 
 
 class ParallelLayer(nn.Module):
@@ -66,12 +71,14 @@ class ParallelLayer(nn.Module):
         self.attention = _attention(spec, layer, tp, options)
         self.mlp = _mlp(spec, layer, tp, options)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, ctx: ForwardContext) -> Tensor:
-        normed = self.attention_norm(x)
+    def forward(
+        self, x: Tensor, added: Tensor | None, rotation: Rotation | None, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        x, normed = _summed(self.attention_norm, x, added)
         mlp_input = normed if self.mlp_norm is None else self.mlp_norm(x)
         # The sum is taken first: an all-reduce may hand out a buffer that the next one writes to.
         x = x + self.attention(normed, rotation, ctx)
-        return x + self.mlp(mlp_input)
+        return x, self.mlp(mlp_input)
 
 
 class SumNormLayer(nn.Module):
@@ -84,10 +91,12 @@ class SumNormLayer(nn.Module):
         self.mlp = _mlp(spec, layer, tp, options)
         self.mlp_norm = _norm(spec, options)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, ctx: ForwardContext) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, rotation, ctx))
-        normed: Tensor = self.mlp_norm(x + self.mlp(x))
-        return normed
+    def forward(
+        self, x: Tensor, added: Tensor | None, rotation: Rotation | None, ctx: ForwardContext
+    ) -> tuple[Tensor, None]:
+        assert added is None, "a layer of another order before this one"
+        x = self.attention_norm.added(x, self.attention(x, rotation, ctx))[1]
+        return self.mlp_norm.added(x, self.mlp(x))[1], None
 
 
 class Decoder(nn.Module):
@@ -120,6 +129,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             _layer(spec, layer, tp, options) for layer in range(spec.num_layers)
         )
+        is_plain = isinstance(self.layers[-1], DecoderLayer)
+        self._last_multiplier = spec.residual_multiplier if is_plain else 1.0
         self.norm = _norm(spec, options) if spec.final_norm else nn.Identity()
         tied_to = self.embedding if spec.tied_head else None
         self.lm_head = ParallelLMHead(
@@ -129,9 +140,10 @@ class Decoder(nn.Module):
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """token_ids: [T]; returns the last layer's output, [T, hidden], before the final norm."""
         x = self.embed(token_ids, ctx.positions)
+        added = None
         for layer, rotation in zip(self.layers, self.rotations(ctx.positions), strict=True):
-            x = layer(x, rotation, ctx)
-        return x
+            x, added = layer(x, added, rotation, ctx)
+        return x if added is None else torch.add(x, added, alpha=self._last_multiplier)
 
     def rotations(self, positions: Tensor) -> list[Rotation | None]:
         """positions: [T]; one for each layer, None where it rotates nothing."""
@@ -167,6 +179,13 @@ def _layer(spec: ModelSpec, layer: int, tp: TPGroup, options: TensorOptions) -> 
     return DecoderLayer(spec, layer, tp, options)
 
 
+def _summed(
+    norm: AnyNorm, x: Tensor, added: Tensor | None, multiplier: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """x with what the layer before adds, and its norm."""
+    return (x, norm(x)) if added is None else norm.added(x, added, multiplier)
+
+
 def _mlp(spec: ModelSpec, layer: int, tp: TPGroup, options: TensorOptions) -> nn.Module:
     if spec.moe is not None and spec.moe.is_sparse[layer]:
         return MoE(spec.moe, spec.hidden_size, spec.activation, tp, options)
@@ -176,7 +195,7 @@ def _mlp(spec: ModelSpec, layer: int, tp: TPGroup, options: TensorOptions) -> nn
     )
 
 
-def _norm(spec: ModelSpec, options: TensorOptions) -> nn.Module:
+def _norm(spec: ModelSpec, options: TensorOptions) -> RMSNorm | LayerNorm:
     if spec.norm_kind == "layer":
         return LayerNorm(spec.hidden_size, spec.norm_eps, spec.norm_bias, options, spec.norm_weight)
     return RMSNorm(spec.hidden_size, spec.norm_eps, options, spec.norm_offset)
@@ -185,7 +204,8 @@ def _norm(spec: ModelSpec, options: TensorOptions) -> nn.Module:
 def _latent_attention(
     spec: ModelSpec, mla: MLASpec, layer: int, tp: TPGroup, options: TensorOptions
 ) -> nn.Module:
-    kind = AttentionKind(spec.windows[layer], scale=spec.attention_scale)
+    window, scale = spec.windows[layer], spec.attention_scale
+    kind = AttentionKind(window, scale=scale, value_dim=mla.kv_rank)
     return LatentAttention(layer, mla, spec.hidden_size, spec.num_heads, kind, tp, options)
 
 
@@ -212,7 +232,8 @@ def _attention(spec: ModelSpec, layer: int, tp: TPGroup, options: TensorOptions)
     )
     sinks = AttentionSinks(spec.num_heads, tp, options) if spec.attention_sinks else None
     qk_norm = _qk_norm(spec, qkv, tp, options)
-    return Attention(layer, qkv, output, qk_norm, kind, sinks, spec.clip_qkv)
+    kernels = fused_kernels(options)
+    return Attention(layer, qkv, output, qk_norm, kind, sinks, spec.clip_qkv, kernels)
 
 
 def _qk_norm(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from worker.attention import registry
 from worker.attention.base import AttentionBackend, AttentionKind, BatchLayout, LayerKVCache
 from worker.attention.gathered import decode_batches, gathered_attention
 from worker.attention.reference import ReferencePlan
@@ -127,5 +128,27 @@ def test_gathered_history_of_one_batch_is_bounded() -> None:
 
 
 def test_unknown_backend_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidRequest, match="'turbo'; known: gathered, reference"):
+    with pytest.raises(InvalidRequest, match="'turbo'; known: gathered, reference, triton"):
         attention_backend("turbo", torch.device("cpu"))
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(InvalidRequest, match=r"'triton' needs a CUDA device .* this is cpu"):
+        attention_backend("triton", torch.device("cpu"))
+
+
+def test_auto_on_a_cpu_gathers_also_where_kernels_are_interpreted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert attention_backend("auto", torch.device("cpu")) is gathered_attention
+
+
+def test_a_gpu_without_a_c_compiler_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles its launchers with one; images for serving often have none."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    registry._compiles_triton.cache_clear()
+    assert attention_backend("auto", torch.device("cuda")) is gathered_attention
+    registry._compiles_triton.cache_clear()
