@@ -12,6 +12,7 @@ from typing import Literal
 from worker.config import RunnerConfig
 from worker.engine.kv_footprint import KVFootprint
 from worker.errors import InvalidRequest, MemoryPlanError
+from worker.kv_groups import KVGroups, group_layers
 from worker.layers.shard import divide_up, split_heads
 from worker.models.checkpoint import read_tensor_entries
 from worker.models.config import ModelConfig
@@ -50,28 +51,37 @@ class MemoryPlan:
     budget_bytes: int  # what this rank may take in all
     weight_bytes: int
     activation_bytes: int
-    block_bytes: int
+    block_bytes: int  # of one block for each group of layers
     block_size: int  # tokens
-    num_blocks: int
+    num_blocks: int  # for each group, in one pool
     bound: str  # what limits the number of blocks
     max_model_len: int  # tokens; shorter than the model's where no more fits
-    window: int | None = None  # all that a sequence keeps in the cache, in tokens; None: all
+    groups: KVGroups
 
     @property
     def kv_cache_bytes(self) -> int:
         return self.num_blocks * self.block_bytes
 
     @property
+    def footprint(self) -> KVFootprint:
+        return KVFootprint(self.block_size, self.groups.windows)
+
+    @property
     def max_concurrency(self) -> float:
         """Sequences of the greatest length that fit at once."""
-        footprint = KVFootprint(self.block_size, self.window)
-        return self.num_blocks / footprint.num_held(self.max_model_len, chunk=1)
+        held = self.footprint.num_held(self.max_model_len, chunk=1)
+        return self.num_blocks * self.groups.num_groups / held
+
+    @property
+    def max_tokens(self) -> int:
+        """Of all sequences together, when they are of the greatest length."""
+        if self.groups.windows == (None,):
+            return self.num_blocks * self.block_size
+        return int(self.max_concurrency * self.max_model_len)
 
     def describe(self) -> list[str]:
         """Lines for an operator."""
         ranks = f"{self.tp_size} rank{'s' * (self.tp_size > 1)}"
-        tokens = self.num_blocks * self.block_size
-        kept = "" if self.window is None else f", which keep the last {self.window}"
         return [
             f"memory plan of {self.model}: {self.dtype} on {self.device}, {ranks}; per rank:",
             f"  may use      {_size(self.budget_bytes)}",
@@ -79,9 +89,21 @@ class MemoryPlan:
             f"  activations  {_size(self.activation_bytes)}",
             f"  KV cache     {_size(self.kv_cache_bytes)} = {self.num_blocks} blocks of "
             f"{self.block_size} tokens ({_size(self.block_bytes).strip()} each), by {self.bound}",
-            f"  room for     {tokens} tokens = {self.max_concurrency:.1f} sequences of "
-            f"{self.max_model_len} tokens{kept}",
+            f"  room for     {self.max_tokens} tokens = {self.max_concurrency:.1f} sequences of "
+            f"{self.max_model_len} tokens{self._what_is_kept()}",
         ]
+
+    def _what_is_kept(self) -> str:
+        layers_by_window: dict[int | None, int] = {}
+        for window, layers in zip(self.groups.windows, self.groups.layers, strict=True):
+            layers_by_window[window] = layers_by_window.get(window, 0) + len(layers)
+        num_layers = sum(layers_by_window.values())
+        kept = [
+            f"the last {window}" + (f" in {n} of {num_layers} layers" if n < num_layers else "")
+            for window, n in layers_by_window.items()
+            if window is not None
+        ]
+        return f", which keep {', '.join(kept)}" if kept else ""
 
 
 def resolve_max_model_len(model: ModelConfig, config: RunnerConfig) -> int:
@@ -136,7 +158,8 @@ def plan_memory(
     dtype = resolve_dtype(model, config, device)
     item = DTYPE_BYTES[dtype]
     num_tensors = 2 if spec.mla is None else 1  # keys and values, or latents
-    token_bytes = num_tensors * model.num_layers * num_kv_heads * model.head_dim * item
+    groups = group_layers(spec.windows, max_len)
+    token_bytes = num_tensors * groups.num_slots * num_kv_heads * model.head_dim * item
     block_bytes = token_bytes * config.block_size
     weight_bytes = weight_elements(model, spec, tp_size, num_kv_heads) * item
     activation_bytes = _activation_bytes(
@@ -144,9 +167,12 @@ def plan_memory(
     )
     share = available_bytes // (tp_size if device == "cpu" else 1)
     left = int(share * config.memory_utilization) - weight_bytes - activation_bytes
-    footprint = KVFootprint(config.block_size, spec.kv_window)
-    held = footprint.num_held(max_len, config.max_num_batched_tokens)
-    num_blocks, bound = _num_blocks(config, tp_size, device, held, block_bytes, left)
+    footprint = KVFootprint(config.block_size, groups.windows)
+    needed = divide_up(
+        config.max_num_seqs * footprint.num_held(max_len, config.max_num_batched_tokens),
+        groups.num_groups,
+    )
+    num_blocks, bound = _num_blocks(config, tp_size, device, needed, block_bytes, left)
     plan = MemoryPlan(
         model=model.path,
         device=device,
@@ -159,27 +185,27 @@ def plan_memory(
         block_size=config.block_size,
         num_blocks=num_blocks,
         bound=bound,
-        max_model_len=fitted_max_model_len(config, max_len, num_blocks, spec.kv_window),
-        window=spec.kv_window,
+        max_model_len=fitted_max_model_len(config, max_len, num_blocks, footprint),
+        groups=groups,
     )
     _check_fits(plan, config, share, max_len)
     return plan
 
 
 def fitted_max_model_len(
-    config: RunnerConfig, max_model_len: int, num_blocks: int, window: int | None
+    config: RunnerConfig, max_model_len: int, num_blocks: int, footprint: KVFootprint
 ) -> int:
     """A length nobody asked for gives way to the cache's size; an explicit one does not."""
     if config.max_model_len is not None:
         return max_model_len
-    return max(1, KVFootprint(config.block_size, window).longest(num_blocks, max_model_len))
+    return max(1, footprint.longest(num_blocks, max_model_len))
 
 
 def _num_blocks(
     config: RunnerConfig,
     tp_size: int,
     device: DeviceType,
-    held_blocks: int,
+    needed_blocks: int,
     block_bytes: int,
     left_bytes: int,
 ) -> tuple[int, str]:
@@ -189,8 +215,7 @@ def _num_blocks(
         return config.kv_cache_bytes // block_bytes, "kv_cache_bytes"
     bounds = [(max(0, left_bytes) // block_bytes, "memory_utilization")]
     if device == "cpu":
-        needed = config.max_num_seqs * held_blocks
-        bounds.append((needed, "max_num_seqs x max_model_len"))
+        bounds.append((needed_blocks, "max_num_seqs x max_model_len"))
         bounds.append((_CPU_CACHE_BYTES // tp_size // block_bytes, "4 GiB for CPU caches"))
     return min(bounds)
 
@@ -204,7 +229,7 @@ def _check_fits(plan: MemoryPlan, config: RunnerConfig, share_bytes: int, max_le
     least = max_len if config.max_model_len is not None else min(max_len, _MIN_FITTED_TOKENS)
     if config.num_blocks is not None and config.max_model_len is None:
         least = 1  # an explicit pool is taken at its word
-    if KVFootprint(plan.block_size, plan.window).longest(plan.num_blocks, least) < least:
+    if plan.footprint.longest(plan.num_blocks, least) < least:
         hint = "lower max_model_len, raise memory_utilization or use more ranks"
         raise _misfit(plan, f"the KV cache holds less than one sequence of {least} tokens; {hint}")
 

@@ -66,9 +66,3 @@ class ModelSpec:
     moe: MoESpec | None = None
     # Latent attention; num_kv_heads is then 1 and head_dim what a token has in the cache.
     mla: MLASpec | None = None
-
-    @property
-    def kv_window(self) -> int | None:
-        """The most tokens that a token sees in any layer; None where a layer sees all of them."""
-        windows = [window for window in self.windows if window is not None]
-        return max(windows) if len(windows) == self.num_layers else None

@@ -17,7 +17,9 @@ from worker.native.structs import KindStruct, LayerAttentionStruct, StepStruct
 
 
 class NativeAttention:
-    """See `AttentionBackend`: a step's plan of a kind takes the place of the former step's."""
+    """See `AttentionBackend`: a step's plan of a kind takes the place of the former step's. Several
+    groups of layers share it: they differ in their block tables alone, which a layer brings.
+    """
 
     def __init__(self, library: ctypes.CDLL, team: Team) -> None:
         self._library, self._team = library, team
@@ -76,6 +78,7 @@ class NativePlan:
             v_cache=cache.v.data_ptr(),
             out=out.data_ptr(),
             out_stride=out.stride(0),
+            block_tables=self._layout.block_tables.ctypes.data,
         )
         self._kind.library.shoal_attention_run(self._kind.handle, ctypes.byref(struct))
         return out
@@ -87,7 +90,6 @@ class NativePlan:
         step = StepStruct(
             query_lens=layout.query_lens.ctypes.data,
             context_lens=layout.context_lens.ctypes.data,
-            block_tables=layout.block_tables.ctypes.data,
             num_tokens=len(q),
             num_sequences=len(layout.query_lens),
             table_width=layout.block_tables.shape[1],

@@ -16,8 +16,8 @@ from worker.layers.rotary import Rotation
 from worker.models.decoder import Decoder, ParallelLayer, SumNormLayer
 from worker.native.attention import NativeAttention
 from worker.native.library import Team, destroy_with
-from worker.native.packing import Packer, padded
-from worker.native.structs import LayerCacheStruct, StepStruct
+from worker.native.packing import PackedRows, Packer, padded
+from worker.native.structs import GroupStruct, LayerCacheStruct, StepStruct
 from worker.native.terms import (
     AnyLayer,
     TermsBuilder,
@@ -41,18 +41,21 @@ class NativeDecoder:
         num_threads: int,
         max_len: int,
         block_size: int,
+        packed: dict[int, PackedRows] | None = None,
     ) -> None:
+        """`packed`: weights that were packed when they were read, by their parameters' address."""
         self.spec = decoder.spec
         self._decoder, self._library, self._tp = decoder, library, tp
         self._dtype = decoder.embedding.weight.dtype
         self._team = Team(library, num_threads)
         self._attention = NativeAttention(library, self._team)
-        packer = Packer(library, self._team)
+        packer = Packer(library, self._team, packed)
         self._has_ends = decoder.project_in is None
         self._layers = layers_of(decoder)
         self._has_attention = [has_native_attention(x.attention, tp) for x in self._layers]
         self._has_mlp = [has_native_mlp(x.mlp) for x in self._layers]
         self._terms = TermsBuilder(decoder, tp, packer, max_len, block_size).build()
+        packer.finish()
         self._program: int = library.shoal_program_create(
             ctypes.byref(self._terms.model), self._team.handle
         )
@@ -64,6 +67,7 @@ class NativeDecoder:
         self._stride = padded(self.spec.hidden_size)
         self._logits_stride = padded(decoder.lm_head.num_rows)
         self._caches: list[LayerKVCache] | None = None
+        self._groups: ctypes.Array[GroupStruct] | None = None  # of the step begun last
         self._num_tokens = 0  # of the step begun last
 
     @property
@@ -153,16 +157,15 @@ class NativeDecoder:
             layer += 1
 
     def _begin_step(self, token_ids: Tensor, ctx: ForwardContext) -> None:
-        layout = ctx.layout
         if self._caches is not ctx.kv_caches:
             self._set_caches(ctx.kv_caches)
+        layout = ctx.layouts[0]  # all groups' are of the same sequences
         step = StepStruct(
             token_ids.data_ptr(),
             ctx.positions.data_ptr(),
-            ctx.slot_mapping.data_ptr(),
+            self._group_structs(ctx),
             layout.query_lens.ctypes.data,
             layout.context_lens.ctypes.data,
-            layout.block_tables.ctypes.data,
             len(token_ids),
             *layout.block_tables.shape,
         )
@@ -170,9 +173,19 @@ class NativeDecoder:
             raise MemoryError(f"no memory for a step of {len(token_ids)} tokens")
         self._num_tokens = len(token_ids)
 
+    def _group_structs(self, ctx: ForwardContext) -> ctypes.Array[GroupStruct]:
+        """Kept until the next step begins: the program reads them until this one ends."""
+        self._groups = (GroupStruct * len(ctx.layouts))(
+            *(
+                GroupStruct(slots.data_ptr(), layout.block_tables.ctypes.data)
+                for slots, layout in zip(ctx.slot_mappings, ctx.layouts, strict=True)
+            )
+        )
+        return self._groups
+
     def _set_caches(self, caches: list[LayerKVCache]) -> None:
         structs = (LayerCacheStruct * len(caches))(
-            *(LayerCacheStruct(cache.k.data_ptr(), cache.v.data_ptr()) for cache in caches)
+            *(LayerCacheStruct(x.k.data_ptr(), x.v.data_ptr(), x.group) for x in caches)
         )
         self._library.shoal_set_caches(self._program, structs)
         self._caches = caches

@@ -17,6 +17,7 @@ from typing import Any
 from worker.errors import NativeBuildError
 from worker.native.build import Variant, library_path, usable_variants
 from worker.native.structs import (
+    GroupStruct,
     KindStruct,
     LayerAttentionStruct,
     LayerCacheStruct,
@@ -36,24 +37,24 @@ _STRUCTURES = (  # as `shoal_struct_bytes` numbers them
     StepStruct,
     LayerCacheStruct,
     LayerAttentionStruct,
+    GroupStruct,
 )
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_struct_bytes": (c_int, [c_int]),
     "shoal_team_create": (c_void_p, [c_int]),
     "shoal_team_destroy": (None, [c_void_p]),
-    "shoal_pack": (
+    "shoal_pack_rows": (
         None,
         [
             c_void_p,  # team
             c_int,  # dtype
-            c_void_p,  # first
-            c_void_p,  # second
+            c_void_p,  # data
             c_int64,  # row_stride
             c_int64,  # column_stride
             c_int,  # num_rows
             c_int,  # num_columns
+            c_void_p,  # columns
             c_void_p,  # out
-            c_int,  # num_panels
             c_int,  # depth
         ],
     ),

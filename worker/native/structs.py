@@ -34,7 +34,16 @@ class KindStruct(ctypes.Structure):
 
 
 class LayerCacheStruct(ctypes.Structure):
-    _fields_ = (("k", c_void_p), ("v", c_void_p))
+    _fields_ = (("k", c_void_p), ("v", c_void_p), ("group", c_int32))
+
+
+class GroupStruct(ctypes.Structure):
+    """Where the tokens of a group of layers are."""
+
+    _fields_ = (
+        ("slots", c_void_p),  # [T] int64
+        ("block_tables", c_void_p),  # [R, table_width] int32
+    )
 
 
 class StepStruct(ctypes.Structure):
@@ -43,10 +52,9 @@ class StepStruct(ctypes.Structure):
     _fields_ = (
         ("token_ids", c_void_p),  # [T] int64
         ("positions", c_void_p),  # [T] int64
-        ("slots", c_void_p),  # [T] int64
+        ("groups", ctypes.POINTER(GroupStruct)),
         ("query_lens", c_void_p),  # [R] int32
         ("context_lens", c_void_p),  # [R] int32
-        ("block_tables", c_void_p),  # [R, table_width] int32
         ("num_tokens", c_int32),
         ("num_sequences", c_int32),
         ("table_width", c_int32),
@@ -68,6 +76,7 @@ class LayerAttentionStruct(ctypes.Structure):
         ("v_cache", c_void_p),
         ("out", c_void_p),  # [T, out_stride], of the cache's type
         ("out_stride", c_int64),
+        ("block_tables", c_void_p),  # [R, table_width] int32
     )
 
 

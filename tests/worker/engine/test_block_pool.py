@@ -144,3 +144,58 @@ def test_any_sequence_of_operations_keeps_the_books(
             assert mirror.isdisjoint(events.stored) and mirror.issuperset(events.removed)
             mirror = (mirror - set(events.removed)) | set(events.stored)
         assert mirror == set(pool.cached_hashes())
+
+
+def test_groups_find_their_own_blocks_by_one_hash_and_the_first_is_what_others_learn() -> None:
+    pool = BlockPool(4, 16, True, num_groups=2)
+    block_hash = BlockHash(b"h" * 16)
+    first, second = pool.allocate(2) or []
+    assert pool.store(second, block_hash, 1)
+    assert pool.lookup(block_hash) is None and pool.lookup(block_hash, 1) == second
+    assert pool.drain_events() is None
+    assert pool.store(first, block_hash, 0)
+    assert pool.lookup(block_hash) == first and pool.cached_hashes() == [block_hash]
+    events = pool.drain_events()
+    assert events is not None and events.stored == [block_hash]
+    pool.release([second, first])  # the other group's is given away last
+    pool.check_integrity()
+    pool.allocate(3)
+    assert pool.lookup(block_hash) is None and pool.lookup(block_hash, 1) == second
+    events = pool.drain_events()
+    assert events is not None and events.removed == [block_hash]
+    pool.check_integrity()
+
+
+def cached_and_released(pool: BlockPool, ids: range, is_passed_by: bool) -> list[int]:
+    blocks = allocate(pool, len(ids))
+    for i, block_id in zip(ids, blocks, strict=True):
+        pool.store(block_id, h(i))
+    pool.release(blocks, is_passed_by)
+    return blocks
+
+
+def test_blocks_that_windows_passed_by_are_evicted_before_older_prefixes() -> None:
+    pool = BlockPool(8, 16, True)
+    prefix = cached_and_released(pool, range(0, 3), is_passed_by=False)
+    old = cached_and_released(pool, range(3, 5), is_passed_by=True)
+    new = cached_and_released(pool, range(5, 7), is_passed_by=True)
+    pool.check_integrity()
+    order = [allocate(pool, 1)[0] for _ in range(8)]
+    pool.check_integrity()
+    assert order[0] not in prefix + old + new  # it holds nothing
+    assert order[1:] == old[::-1] + new[::-1] + prefix[::-1]
+    pool.release(order)
+    pool.check_integrity()
+
+
+def test_one_allocation_takes_from_both_sides_of_the_mark() -> None:
+    pool = BlockPool(4, 16, True)
+    prefix = cached_and_released(pool, range(0, 2), is_passed_by=False)
+    passed_by = cached_and_released(pool, range(2, 4), is_passed_by=True)
+    assert allocate(pool, 3) == [*passed_by[::-1], prefix[1]]
+    pool.check_integrity()
+    pool.release([prefix[1]])
+    pool.check_integrity()
+    assert pool.lookup(h(0)) == prefix[0] and pool.lookup(h(1)) is None
+    pool.share([prefix[0]])  # the last before the end: the mark is its neighbour on both sides
+    pool.check_integrity()

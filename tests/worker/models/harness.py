@@ -73,14 +73,16 @@ class PlanDriver:
     """Plays the engine: admits sequences, hands out scattered blocks, and writes plans."""
 
     block_size: int
-    num_blocks: int
+    num_blocks: int  # for each group
+    num_groups: int = 1
     tokens: dict[int, list[int]] = field(default_factory=dict)  # slot -> all tokens
     computed: dict[int, int] = field(default_factory=dict)
     tables: dict[int, list[int]] = field(default_factory=dict)
     step: int = 0
 
     def __post_init__(self) -> None:
-        order = torch.randperm(self.num_blocks, generator=torch.Generator().manual_seed(1))
+        count = self.num_blocks * self.num_groups
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
         self._free = order.tolist()
         self._admitted: list[AdmittedSequence] = []
         self._released: list[int] = []
@@ -103,7 +105,7 @@ class PlanDriver:
         self.tokens[slot] = prompt + (output or [])
         self.computed[slot] = num_cached
         shared = [] if cached_from is None else self.tables[cached_from]
-        self.tables[slot] = list(shared[: num_cached // self.block_size])
+        self.tables[slot] = list(shared[: num_cached // self.block_size * self.num_groups])
         self._pending_blocks[slot] = list(self.tables[slot])
 
     def release(self, slot: int) -> None:
@@ -128,14 +130,14 @@ class PlanDriver:
 
     def _grow(self, slot: int, num_tokens: int) -> list[int]:
         table = self.tables[slot]
-        needed = -(-num_tokens // self.block_size) - len(table)
+        needed = -(-num_tokens // self.block_size) * self.num_groups - len(table)
         new = [self._free.pop() for _ in range(needed)]
         table += new
         return new
 
 
 def driver_for(runner: ModelRunner, block_size: int = 4) -> PlanDriver:
-    return PlanDriver(block_size, runner.plan_num_blocks())
+    return PlanDriver(block_size, runner.plan_num_blocks(), runner.kv_groups.num_groups)
 
 
 def random_tokens(count: int, seed: int, vocab_size: int = 99) -> list[int]:

@@ -5,21 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.worker.engine.harness import new_request
-from tests.worker.models.harness import (
-    TINY,
-    make_checkpoint,
-    make_runner,
-    random_tokens,
-    reference_logits,
-)
-from worker.config import EngineConfig
-from worker.engine.engine import Engine
+from tests.worker.models.harness import TINY, make_checkpoint, make_runner, random_tokens
+from tests.worker.models.served import assert_greedy, make_engine, run_engine
 from worker.errors import MemoryPlanError
-from worker.parallel.tp_executor import LocalExecutor
-from worker.runner.model_runner import ModelRunner
 
-WINDOW, BLOCK_SIZE = 21, 4
+WINDOW = 21
 
 
 def mistral_config(**overrides: Any) -> Any:
@@ -34,39 +24,6 @@ def starcoder2_config() -> Any:
 
     settings = {**TINY, "sliding_window": WINDOW, "bos_token_id": 1, "eos_token_id": 1}
     return Starcoder2Config(**settings, architectures=["Starcoder2ForCausalLM"])
-
-
-def make_engine(runner: ModelRunner, num_blocks: int, budget: int) -> Engine:
-    config = EngineConfig(
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=8,
-        max_num_batched_tokens=budget,
-        max_model_len=runner.max_model_len,
-        vocab_size=runner.spec.vocab_size,
-        eos_token_ids=(),
-        window=runner.spec.kv_window,
-    )
-    return Engine(config, LocalExecutor(runner))
-
-
-def run_engine(engine: Engine, prompts: dict[int, list[int]], max_tokens: int) -> dict[int, Any]:
-    tokens: dict[int, list[int]] = {handle: [] for handle in prompts}
-    for handle, prompt in prompts.items():
-        engine.add(new_request(handle, prompt, max_tokens, temperature=0.0))
-    for _ in range(2000):
-        if not engine.has_work:
-            break
-        for output in engine.step():
-            assert output.error is None, output.error
-            tokens[output.handle] += output.token_ids
-    engine.check_integrity()
-    return tokens
-
-
-def assert_greedy(model: Any, prompt: list[int], tokens: list[int]) -> None:
-    wanted = reference_logits(model, prompt + tokens).argmax(dim=-1)
-    assert tokens == wanted[len(prompt) - 1 : -1].tolist()
 
 
 @pytest.mark.parametrize("make_config", [mistral_config, starcoder2_config])
@@ -87,7 +44,7 @@ def test_sequences_longer_than_the_cache_match_transformers(
 def test_length_that_was_asked_for_needs_the_blocks_of_a_window_only(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, mistral_config())
     plan = make_runner(tmp_path, num_blocks=7, max_model_len=256).memory_plan
-    assert plan.max_model_len == 256 and plan.window == WINDOW
+    assert plan.max_model_len == 256 and plan.groups.windows == (WINDOW,)
     assert "keep the last 21" in "\n".join(plan.describe())
     with pytest.raises(MemoryPlanError, match="less than one sequence of 256 tokens"):
         make_runner(tmp_path, num_blocks=6, max_model_len=256)

@@ -13,6 +13,7 @@ import torch
 from tests.worker.native.kernels import VARIANT_NAMES, kernels
 from worker.attention.base import ForwardContext
 from worker.attention.gathered import gathered_attention
+from worker.kv_groups import group_layers
 from worker.layers.linear import TensorOptions
 from worker.layers.moe_spec import ClampedSwiGLU, MoESpec
 from worker.models.decoder import Decoder
@@ -78,9 +79,9 @@ def make_context(decoder: Decoder, num_tokens: int) -> ForwardContext:
     tables = torch.arange(4, dtype=torch.int32)[None].numpy()
     return ForwardContext(
         positions=positions,
-        slot_mapping=positions,
-        layout=BatchLayout(lens, lens, tables, 16, dtype, CPU),
-        kv_caches=allocate_kv_caches(2, 4, 16, 1, 20, dtype, CPU),
+        slot_mappings=[positions],
+        layouts=[BatchLayout(lens, lens, tables, 16, dtype, CPU)],
+        kv_caches=allocate_kv_caches(group_layers((None, None), 64), 4, 16, 1, 20, dtype, CPU),
         backend=gathered_attention,
     )
 

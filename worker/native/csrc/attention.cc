@@ -17,8 +17,7 @@ class PagedAttention {
 
   void begin_step(const KindTerms& kind, const StepTerms& step) {
     plan_.build({kind.num_heads, kind.num_kv_heads, kind.head_dim, kind.block_size, kind.window},
-                {step.num_sequences, step.query_lens, step.context_lens, step.block_tables,
-                 step.table_width},
+                {step.num_sequences, step.query_lens, step.context_lens, step.table_width},
                 team_.size());
     const size_t num_bytes = AttentionScratch::num_bytes(plan_);
     for (auto& memory : scratch_) memory.reserve(num_bytes);
@@ -32,7 +31,8 @@ class PagedAttention {
                                          static_cast<const T*>(a.k_cache),
                                          static_cast<const T*>(a.v_cache),
                                          static_cast<T*>(a.out),
-                                         a.out_stride};
+                                         a.out_stride,
+                                         a.block_tables};
     team_.run([&](Member& m) {
       AttentionWorker<T, T> worker(plan_, terms, tensors, scratch_[m.index].reserve(0));
       m.begin(plan_.num_tasks());

@@ -32,6 +32,7 @@ struct AttentionTensors {
   const T* v_cache;
   Out* out;  // [tokens, out_stride], heads side by side
   int64_t out_stride;
+  const int32_t* block_tables;  // [R, the batch's table_width]: where this layer's tokens are
 };
 
 // One thread's working memory, carved out of one allocation.
@@ -95,6 +96,16 @@ class AttentionWorker {
   static constexpr float kLog2E = 1.44269504f;
   static constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
+  // A unit of the plan, and what follows of it.
+  struct Place {
+    AttentionUnit unit{};
+    const int32_t* table = nullptr;
+    int first_position = 0;
+    int rows_per_head = 0;
+    int tile_keys = kTileKeys;
+    int first_key = 0;
+  };
+
   // The rows of a tile's keys and values, from the unit's first KV head on.
   struct TileRows {
     int num_keys;  // in whole vectors
@@ -115,50 +126,60 @@ class AttentionWorker {
         width_(Dot::padded_width(shape_.head_dim)),
         group_(plan.group_size()) {}
 
+  // Tasks in ascending order come fastest: while one ends, the first tile of the next is fetched.
   void run(int task) {
-    unit_ = plan_.unit(task);
-    const AttentionBatch& batch = plan_.batch();
-    table_ = batch.block_tables + static_cast<int64_t>(unit_.sequence) * batch.table_width;
-    first_position_ = batch.context_lens[unit_.sequence] - batch.query_lens[unit_.sequence] +
-                      unit_.first_query;
-    rows_per_head_ = unit_.num_queries * group_;
+    const bool is_located = task == located_;
+    at_ = place(task);
     load_queries();
-    tile_keys_ = keys_per_tile();
-    // Not the tiles that are before all windows: a unit begins at a whole kTileKeys.
-    const int first_seen = first_visible(first_position_) / tile_keys_ * tile_keys_;
-    const int first_key = std::max(unit_.first_key, first_seen);
-    locate_keys(first_key, &next_);
-    for (int key = first_key; key < unit_.last_key; key += tile_keys_) {
+    if (!is_located) locate_keys(at_, at_.first_key, &next_);
+    for (int key = at_.first_key; key < at_.unit.last_key; key += at_.tile_keys) {
       tile_ = next_;
-      locate_keys(key + tile_keys_, &next_);
+      locate_after(task, key);
       plan_fetches();
-      for (int h = 0; h < unit_.num_kv_heads; ++h) attend_tile(h, key);
+      for (int h = 0; h < at_.unit.num_kv_heads; ++h) attend_tile(h, key);
     }
-    if (unit_.piece < 0) return write_results();
+    if (at_.unit.piece < 0) return write_results();
     write_records();
-    if (plan_.is_last_piece(unit_)) merge_records();
+    if (plan_.is_last_piece(at_.unit)) merge_records();
   }
 
  private:
   // Rows of a unit are ordered by KV head, query token and head within the group.
   int token(int row) const {
-    return plan_.first_token(unit_.sequence) + unit_.first_query + row % rows_per_head_ / group_;
+    return plan_.first_token(at_.unit.sequence) + at_.unit.first_query +
+           row % at_.rows_per_head / group_;
   }
   int head(int row) const {
-    return (unit_.first_kv_head + row / rows_per_head_) * group_ + row % group_;
+    return (at_.unit.first_kv_head + row / at_.rows_per_head) * group_ + row % group_;
   }
-  int num_rows() const { return unit_.num_kv_heads * rows_per_head_; }
-  int position(int row) const { return first_position_ + row % rows_per_head_ / group_; }
+  int num_rows() const { return at_.unit.num_kv_heads * at_.rows_per_head; }
+  int position(int row) const { return at_.first_position + row % at_.rows_per_head / group_; }
 
   // With few rows most time goes into reading memory: tiles are then so small that one of them and
   // the next, which is fetched meanwhile, leave room in a core's cache. By the layer's shape alone,
   // so that a sequence's results do not change with the batch.
-  int keys_per_tile() const {
-    if (rows_per_head_ > kFewQueryRows) return kTileKeys;
+  int keys_per_tile(int rows_per_head) const {
+    if (rows_per_head > kFewQueryRows) return kTileKeys;
     const int key_bytes = 2 * shape_.num_kv_heads * shape_.head_dim * static_cast<int>(sizeof(T));
     int num_keys = kTileKeys;
     while (num_keys > kFewestTileKeys && num_keys * key_bytes > kTileBytes) num_keys /= 2;
     return num_keys;
+  }
+
+  Place place(int task) const {
+    Place at;
+    at.unit = plan_.unit(task);
+    const AttentionBatch& batch = plan_.batch();
+    const int sequence = at.unit.sequence;
+    at.table = tensors_.block_tables + static_cast<int64_t>(sequence) * batch.table_width;
+    at.first_position =
+        batch.context_lens[sequence] - batch.query_lens[sequence] + at.unit.first_query;
+    at.rows_per_head = at.unit.num_queries * group_;
+    at.tile_keys = keys_per_tile(at.rows_per_head);
+    // Not the tiles that are before all windows: a unit begins at a whole kTileKeys.
+    const int first_seen = first_visible(at.first_position) / at.tile_keys * at.tile_keys;
+    at.first_key = std::max(at.unit.first_key, first_seen);
+    return at;
   }
 
   void load_queries() {
@@ -176,18 +197,18 @@ class AttentionWorker {
   // Where the tile's keys and values lie. Keys beyond the last, and those before all windows, whose
   // blocks may be another sequence's by now, are stood in for by one that is seen: their weights
   // are zero, and its numbers are as good as any.
-  void locate_keys(int first, TileRows* tile) const {
-    const int num_keys = std::max(0, std::min(tile_keys_, unit_.last_key - first));
+  void locate_keys(const Place& at, int first, TileRows* tile) const {
+    const int num_keys = std::max(0, std::min(at.tile_keys, at.unit.last_key - first));
     const int padded = round_up(num_keys, kLanes);
-    const int num_unseen = std::max(0, first_visible(first_position_) - first);
+    const int num_unseen = std::max(0, first_visible(at.first_position) - first);
     const int64_t stride = static_cast<int64_t>(shape_.num_kv_heads) * shape_.head_dim;
-    const int64_t head_offset = static_cast<int64_t>(unit_.first_kv_head) * shape_.head_dim;
+    const int64_t head_offset = static_cast<int64_t>(at.unit.first_kv_head) * shape_.head_dim;
     const T** k_rows = tile->rows;
     const T** v_rows = tile->rows + padded;
     const int first_seen = first + num_unseen;
     int block = first_seen / shape_.block_size, offset = first_seen % shape_.block_size;
     for (int j = num_unseen; j < num_keys; ++j) {
-      const int64_t slot = static_cast<int64_t>(table_[block]) * shape_.block_size + offset;
+      const int64_t slot = static_cast<int64_t>(at.table[block]) * shape_.block_size + offset;
       k_rows[j] = tensors_.k_cache + slot * stride + head_offset;
       v_rows[j] = tensors_.v_cache + slot * stride + head_offset;
       if (++offset == shape_.block_size) {
@@ -206,29 +227,41 @@ class AttentionWorker {
     tile->num_keys = padded;
   }
 
+  // The tile after the one at `key`: the unit's next, or the first of the task that comes next.
+  void locate_after(int task, int key) {
+    const int next_key = key + at_.tile_keys;
+    next_row_size_ = at_.unit.num_kv_heads * shape_.head_dim;
+    if (next_key < at_.unit.last_key) return locate_keys(at_, next_key, &next_);
+    located_ = task + 1;
+    next_.num_keys = 0;
+    if (located_ >= plan_.num_tasks()) return;
+    const Place next = place(located_);
+    next_row_size_ = next.unit.num_kv_heads * shape_.head_dim;
+    locate_keys(next, next.first_key, &next_);
+  }
+
   // The next tile is fetched while this one is computed: half of it between squares of keys, half
   // between rows of values if these are read where they lie.
   void plan_fetches() {
-    const int row_size = unit_.num_kv_heads * shape_.head_dim;
     const bool is_shared = tensors_.k_cache == tensors_.v_cache;
-    fetcher_.start(next_.rows, next_.num_keys * (is_shared ? 1 : 2), row_size);
-    const bool is_packed = rows_per_head_ > kFewQueryRows;
+    fetcher_.start(next_.rows, next_.num_keys * (is_shared ? 1 : 2), next_row_size_);
+    const bool is_packed = at_.rows_per_head > kFewQueryRows;
     const int num_lines = fetcher_.num_lines();
     const int square = tile_.num_keys / kLanes * ((steps_ + kLanes - 1) / kLanes);
-    const int num_squares = unit_.num_kv_heads * square;
-    const int num_steps = unit_.num_kv_heads * tile_.num_keys / Dot::kPerUnit;
+    const int num_squares = at_.unit.num_kv_heads * square;
+    const int num_steps = at_.unit.num_kv_heads * tile_.num_keys / Dot::kPerUnit;
     lines_per_square_ = (num_lines / (is_packed ? 1 : 2) + num_squares - 1) / num_squares;
     lines_per_step_ = (num_lines / 2 + num_steps - 1) / num_steps;
   }
 
   void attend_tile(int kv_head, int first_key) {
-    const int first_row = kv_head * rows_per_head_;
+    const int first_row = kv_head * at_.rows_per_head;
     const ptrdiff_t offset = static_cast<ptrdiff_t>(kv_head) * shape_.head_dim;
-    const int num_panels = (rows_per_head_ + kTileRows - 1) / kTileRows;
+    const int num_panels = (at_.rows_per_head + kTileRows - 1) / kTileRows;
     const auto for_panels = [&](auto&& body) {
       for (int i = 0; i < num_panels; ++i) {
-        const int begin = rows_per_head_ * i / num_panels;
-        const int end = rows_per_head_ * (i + 1) / num_panels;
+        const int begin = at_.rows_per_head * i / num_panels;
+        const int end = at_.rows_per_head * (i + 1) / num_panels;
         const int num_keys = num_seen(first_row + end - 1, first_key);
         if (num_keys > 0) body(first_row + begin, end - begin, num_keys);
       }
@@ -239,7 +272,7 @@ class AttentionWorker {
         if (j < num_keys) multiply_keys(row, num_rows, j, num_keys);
       });
     }
-    const bool is_packed = rows_per_head_ > kFewQueryRows;
+    const bool is_packed = at_.rows_per_head > kFewQueryRows;
     if (is_packed) pack_values(offset);
     for_panels([&](int row, int num_rows, int num_keys) {
       float factors[kLanes];
@@ -283,7 +316,7 @@ class AttentionWorker {
 
   // Of a row of the KV head at hand.
   float* scores(int row) const {
-    return scratch_.scores + static_cast<size_t>(row % rows_per_head_) * kTileKeys;
+    return scratch_.scores + static_cast<size_t>(row % at_.rows_per_head) * kTileKeys;
   }
   static constexpr int kWeightUnits = kTileKeys / Dot::kPerUnit;
 
@@ -400,16 +433,16 @@ class AttentionWorker {
   }
 
   float* record(int piece, int row) const {
-    const AttentionMerge& merge = plan_.merge(unit_.sequence);
-    const int query = row % rows_per_head_ / group_;
+    const AttentionMerge& merge = plan_.merge(at_.unit.sequence);
+    const int query = row % at_.rows_per_head / group_;
     const int64_t index =
-        (static_cast<int64_t>(piece) * unit_.num_queries + query) * shape_.num_heads + head(row);
+        (static_cast<int64_t>(piece) * at_.unit.num_queries + query) * shape_.num_heads + head(row);
     return plan_.record(merge.first_record + index);
   }
 
   void write_records() {
     for (int row = 0; row < num_rows(); ++row) {
-      float* record = this->record(unit_.piece, row);
+      float* record = this->record(at_.unit.piece, row);
       const float* sums = scratch_.sums + static_cast<size_t>(row) * width_;
       std::memcpy(record, sums, width_ * sizeof(float));
       float* ends = record + plan_.record_size() - 2;
@@ -423,7 +456,7 @@ class AttentionWorker {
   }
 
   void merge_row(int row) {
-    const int num_pieces = plan_.merge(unit_.sequence).num_pieces;
+    const int num_pieces = plan_.merge(at_.unit.sequence).num_pieces;
     float factors[kMaxPieces];
     float top = kHidden, weight_sum = 0.0f;
     for (int i = 0; i < num_pieces; ++i) {
@@ -451,11 +484,9 @@ class AttentionWorker {
   const AttentionTensors<T, Out> tensors_;
   AttentionScratch scratch_;
   const int steps_, width_, group_;
-  AttentionUnit unit_{};
-  const int32_t* table_ = nullptr;
-  int first_position_ = 0;
-  int rows_per_head_ = 0;
-  int tile_keys_ = kTileKeys;
+  Place at_;
+  int located_ = -1;  // the task whose first tile `next_` is
+  int next_row_size_ = 0;
   TileRows tile_{}, next_{};
   LineFetcher fetcher_;
   int lines_per_square_ = 0, lines_per_step_ = 0;

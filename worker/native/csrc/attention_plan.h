@@ -38,12 +38,11 @@ struct AttentionShape {
 };
 
 // The sequences of a step. A sequence's query tokens are the last of its context; the tokens of
-// the step stand in the sequences' order.
+// the step stand in the sequences' order. Block tables are a layer's: they have one width.
 struct AttentionBatch {
   int num_sequences;
   const int32_t* query_lens;    // [R]
   const int32_t* context_lens;  // [R], the query tokens included
-  const int32_t* block_tables;  // [R, table_width]
   int table_width;
 };
 

@@ -93,20 +93,27 @@ struct LayerAttention {
   const void* v_cache;
   void* out;
   int64_t out_stride;
+  const int32_t* block_tables;  // [R, table_width]
 };
 
 struct LayerCache {
   void* k;
   void* v;
+  int32_t group;  // whose blocks hold the layer's tokens: index into a step's
+};
+
+// Where the tokens of a group of layers are.
+struct GroupTerms {
+  const int64_t* slots;         // [T]: block * block_size + offset
+  const int32_t* block_tables;  // [R, table_width]
 };
 
 struct StepTerms {
   const int64_t* token_ids;  // [T]
   const int64_t* positions;  // [T]
-  const int64_t* slots;      // [T]: block * block_size + offset
+  const GroupTerms* groups;
   const int32_t* query_lens;    // [R]
   const int32_t* context_lens;  // [R]
-  const int32_t* block_tables;  // [R, table_width]
   int32_t num_tokens, num_sequences, table_width;
 };
 

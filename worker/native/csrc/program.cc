@@ -1,4 +1,4 @@
-// What Python calls of the whole program: teams, packing, and the parts of a step.
+// What Python calls of the whole program: teams and the parts of a step. Packing is pack.cc's.
 #include "program.h"
 
 #include <new>
@@ -9,23 +9,6 @@ using namespace shoal;
 
 namespace {
 
-template <class W>
-void pack(Team& team, const void* first, const void* second, int64_t row_stride,
-          int64_t column_stride, int num_rows, int num_columns, void* out, int num_panels,
-          int depth) {
-  const Matrix<W> a{static_cast<const W*>(first), row_stride, column_stride, num_rows, num_columns};
-  const Matrix<W> b{static_cast<const W*>(second), row_stride, column_stride, num_rows,
-                    num_columns};
-  W* panels = static_cast<W*>(out);
-  team.run([&](Member& m) {
-    m.begin(num_panels);
-    for (int p; (p = m.next()) >= 0;) {
-      pack_panel(a, second != nullptr ? &b : nullptr, p,
-                 panels + static_cast<ptrdiff_t>(p) * depth * kPanel);
-    }
-  });
-}
-
 Rows<float> rows(float* data, int stride) { return {data, stride}; }
 
 }  // namespace
@@ -34,7 +17,7 @@ Rows<float> rows(float* data, int stride) { return {data, stride}; }
 SHOAL_API int shoal_struct_bytes(int which) {
   constexpr int kBytes[] = {sizeof(ModelTerms), sizeof(LayerTerms), sizeof(MoETerms),
                             sizeof(KindTerms),  sizeof(StepTerms),  sizeof(LayerCache),
-                            sizeof(LayerAttention)};
+                            sizeof(LayerAttention), sizeof(GroupTerms)};
   return kBytes[which];
 }
 
@@ -48,16 +31,6 @@ SHOAL_API void* shoal_team_create(int size) {
 }
 
 SHOAL_API void shoal_team_destroy(void* team) { delete static_cast<Team*>(team); }
-
-// first, second: [num_rows, num_columns] with strides in elements; second null: not a gated pair.
-// out: zeroed, [num_panels, depth, 32].
-SHOAL_API void shoal_pack(void* team, int dtype, const void* first, const void* second,
-                          int64_t row_stride, int64_t column_stride, int num_rows, int num_columns,
-                          void* out, int num_panels, int depth) {
-  const auto run = dtype == kBFloat16 ? pack<bf16> : pack<float>;
-  run(*static_cast<Team*>(team), first, second, row_stride, column_stride, num_rows, num_columns,
-      out, num_panels, depth);
-}
 
 // The team must outlive the program. Null when memory cannot be had.
 SHOAL_API void* shoal_program_create(const ModelTerms* model, void* team) {

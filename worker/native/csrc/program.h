@@ -50,7 +50,7 @@ class Program final : public ProgramBase {
   void begin_step(const StepTerms& step) override {
     step_ = step;
     const AttentionBatch batch{step.num_sequences, step.query_lens, step.context_lens,
-                               step.block_tables, step.table_width};
+                               step.table_width};
     size_t scratch_bytes = 0;
     for (size_t i = 0; i < kinds_.size(); ++i) {
       const KindTerms& kind = kinds_[i];
@@ -288,15 +288,17 @@ class Program final : public ProgramBase {
                                       static_cast<const W*>(caches_[layer].k),
                                       static_cast<const W*>(caches_[layer].v),
                                       attended_.data,
-                                      attended_.stride};
+                                      attended_.stride,
+                                      step_.groups[caches_[layer].group].block_tables};
     AttentionWorker<W, X> worker(plan, terms, tensors, own.scratch.reserve(0));
     for (int task; (task = m.next()) >= 0;) worker.run(task);
   }
 
   void prepare(int layer, int r, float* q) {
     const LayerTerms& l = layers_[layer];
-    prepare_token(l.heads, qkv_.row(r), step_.positions[r], step_.slots[r], q,
-                  static_cast<W*>(caches_[layer].k), static_cast<W*>(caches_[layer].v));
+    const LayerCache& cache = caches_[layer];
+    prepare_token(l.heads, qkv_.row(r), step_.positions[r], step_.groups[cache.group].slots[r], q,
+                  static_cast<W*>(cache.k), static_cast<W*>(cache.v));
   }
 
   void run_mlp(Member& m, int layer, Rows<float> x, const Target& target) {

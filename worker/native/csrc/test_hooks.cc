@@ -47,7 +47,8 @@ void attend(const ShoalTestAttention& a, const AttentionPlan& plan, Team& team, 
                                        static_cast<const T*>(a.k_cache),
                                        static_cast<const T*>(a.v_cache),
                                        static_cast<T*>(a.out),
-                                       a.out_stride};
+                                       a.out_stride,
+                                       a.block_tables};
   team.run([&](Member& member) {
     AttentionWorker<T, T> worker(plan, terms, tensors, scratch[member.index].get());
     member.begin(plan.num_tasks());
@@ -69,7 +70,7 @@ SHOAL_API double shoal_test_attention(const ShoalTestAttention* args) {
   Team team(a.num_threads);
   AttentionPlan plan;
   plan.build({a.num_heads, a.num_kv_heads, a.head_dim, a.block_size, a.window},
-             {a.num_sequences, a.query_lens, a.context_lens, a.block_tables, a.table_width},
+             {a.num_sequences, a.query_lens, a.context_lens, a.table_width},
              a.num_threads);
   Scratch scratch(a.num_threads);
   const size_t num_bytes = AttentionScratch::num_bytes(plan);
