@@ -12,6 +12,7 @@ from benchmarks.load import Load, LoadResult, RequestTimes, prompts, summarize
 from benchmarks.step_parts import StepTimes, TimedExecutor, timed_step
 from worker.config import EngineConfig
 from worker.engine.engine import Engine
+from worker.engine.lookahead_engine import engine_for
 from worker.engine.request import NewRequest, RequestOutput
 from worker.engine.sampling_params import SamplingParams
 
@@ -31,7 +32,7 @@ class ClosedLoop:
     _live: dict[int, RequestTimes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.config, self.executor, time.perf_counter)
+        self.engine = engine_for(self.config, self.executor, time.perf_counter)
 
     def run(self, load: Load) -> tuple[LoadResult, list[StepTimes]]:
         """Raises: TimeoutError past the load's `timeout_s`; RuntimeError when a request fails."""
@@ -57,10 +58,12 @@ class ClosedLoop:
             self._step([])
 
     def end(self) -> None:
-        """Ends whatever is live."""
+        """Ends whatever is live, and the step that is under way."""
         self.engine.abort_owner(_OWNER)
         for output in self.engine.take_outputs():
             self._take(output, time.perf_counter())
+        while self.engine.has_work:
+            self._step([])
 
     def _submit(self, waiting: Iterator[list[int]], load: Load) -> bool:
         """Fills up; whether it submitted anything."""

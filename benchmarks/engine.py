@@ -12,15 +12,23 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.closed_loop import ClosedLoop
 from benchmarks.device_idle import device_idle_share
+from benchmarks.engine_arguments import (
+    NUM_VARIED_LOADS,
+    SUITES,
+    VARIANTS,
+    num_blocks,
+    parse,
+    runner_config,
+    work,
+)
 from benchmarks.engine_report import Result, print_results
 from benchmarks.in_process import (
     ALL_SHAPES,
@@ -33,13 +41,12 @@ from benchmarks.limits import Limits, best_limits, load_limit, measure_limits
 from benchmarks.load import Load, LoadResult
 from benchmarks.machine import machine_facts, processor
 from benchmarks.shapes import Shape
-from benchmarks.step_parts import StepTimes, TimedExecutor, TimedRunner
+from benchmarks.step_parts import StepTimes, TimedRunner, timed_executor
 from benchmarks.step_summary import summarize_steps
-from worker.config import RunnerConfig
+from benchmarks.transformers_peer import measure_transformers
 from worker.errors import ShoalError
-from worker.layers.shard import divide_up
+from worker.runner.device import resolve_device
 
-_BLOCK_SIZE = 16
 # First-use costs are not part of a scenario. Tokens:
 _WARM_INPUT = 64
 _WARM_OUTPUT = 16
@@ -48,24 +55,7 @@ _WARM_SEED = 1_000_003
 _IDLE_SEED = 2_000_003
 _PROFILED_STEPS = 30
 
-_CPU_LOADS = (
-    Load(3, 1, 128, 128),
-    Load(64, 8, 128, 128),
-    Load(64, 32, 128, 128),
-    Load(3, 1, 1500, 16),
-    Load(8, 4, 1500, 16),
-    Load(32, 8, 1088, 32, shared_prefix_len=1024),
-)
-_GPU_LOADS = (
-    Load(2, 1, 512, 256),
-    Load(128, 64, 512, 256),
-    Load(512, 256, 512, 256),
-    Load(4, 1, 8192, 16),
-)
-SUITES: dict[str, tuple[tuple[str, ...], tuple[Load, ...]]] = {
-    "cpu": (("135m", "0.5b"), _CPU_LOADS),
-    "gpu": (("llama-8b", "mpt-7b", "30b-a3b"), _GPU_LOADS),
-}
+__all__ = ["ALL_SHAPES", "SUITES", "main", "measure_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +69,53 @@ class Measured:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
-    names, loads = _work(args)
+    args = parse(argv)
+    names, loads = work(args)
     report: dict[str, Any] = {"machine": _machine(), "models": {}}
-    for name in names:
+    for title, name, its_loads, variant in _jobs(args, names, loads):
         try:
-            report["models"][name] = measure_model(name, loads, args)
+            report["models"][title] = measure_model(title, name, its_loads, args, variant)
         except (ShoalError, torch.OutOfMemoryError) as error:
-            print(f"\n{name}: {error}", flush=True)
-            report["models"][name] = {"error": str(error)}
+            print(f"\n{title}: {error}", flush=True)
+            report["models"][title] = {"error": str(error)}
         _release_memory()
+        if args.transformers and not variant:
+            report["models"][title]["transformers"] = _peer(name, its_loads, args)
         if args.out is not None:
             args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return int(any("error" in model for model in report["models"].values()))
 
 
-def measure_model(name: str, loads: Sequence[Load], args: argparse.Namespace) -> dict[str, Any]:
+def _jobs(
+    args: argparse.Namespace, names: Sequence[str], loads: Sequence[Load]
+) -> Iterator[tuple[str, str, Sequence[Load], Mapping[str, Any]]]:
+    """Titles, models, loads, and what is left out."""
+    for name in names:
+        yield name, name, loads, {}
+        if args.suite == "gpu" and args.variants and name == names[0]:
+            for variant, fields in VARIANTS.items():
+                yield f"{name}, {variant}", name, loads[:NUM_VARIED_LOADS], fields
+
+
+def measure_model(
+    title: str,
+    name: str,
+    loads: Sequence[Load],
+    args: argparse.Namespace,
+    variant: Mapping[str, Any],
+) -> dict[str, Any]:
     """Raises: ShoalError when the model cannot be loaded, does not fit, or fails."""
     started_s = time.perf_counter()
     with model_directory(name) as folder:
-        config = _runner_config(folder, loads, args)
+        config = runner_config(folder, loads, args, variant)
         runner = loaded_runner(TimedRunner, name, config)
         # What all scenarios need, or what there is: the scheduler then does with less.
-        num_blocks = min(runner.plan_num_blocks(), _num_blocks(loads))
-        runner.allocate_kv_cache(num_blocks)
+        count = min(runner.plan_num_blocks(), num_blocks(loads))
+        runner.allocate_kv_cache(count)
+        runner.capture_decodes()  # else in the middle of what is measured
         load_s = time.perf_counter() - started_s
-        engine = engine_config(runner, config, num_blocks, args.target_itl_ms)
-        loop = ClosedLoop(engine, TimedExecutor(runner))
+        engine = engine_config(runner, config, count, args.target_itl_ms)
+        loop = ClosedLoop(engine, timed_executor(runner))
         before = _limits(runner.device, args.limit_s)
         measured = [_measured(loop, load, seed) for seed, load in enumerate(loads)]
         after = _limits(runner.device, args.limit_s)
@@ -114,16 +124,37 @@ def measure_model(name: str, loads: Sequence[Load], args: argparse.Namespace) ->
     shape = shape_of(runner.model_config, runner.spec) if is_counted else None
     results = [_judged(one, shape, limits) for one in measured]
     where = f"{runner.memory_plan.dtype} on {_device_name(runner.device)}"
-    print_results(f"{name}: {where}, loaded in {load_s:.1f} s", results, limits)
+    print_results(f"{title}: {where}, loaded in {load_s:.1f} s", results, limits)
+    if runner.memory_use:
+        print(runner.memory_use, flush=True)
     return {
         "dtype": runner.memory_plan.dtype,
         "device": _device_name(runner.device),
         "num_threads": torch.get_num_threads(),
-        "num_blocks": num_blocks,
+        "num_blocks": count,
+        "memory": runner.memory_use,
         "load_s": load_s,
         "limits": asdict(limits) if limits else None,
         "scenarios": [asdict(result) for result in results],
     }
+
+
+def _peer(
+    name: str, loads: Sequence[Load], args: argparse.Namespace
+) -> list[dict[str, Any]] | dict[str, str]:
+    dtype = getattr(torch, "bfloat16" if args.dtype == "auto" else args.dtype)
+    try:
+        with model_directory(name) as folder:
+            found = measure_transformers(folder, loads, resolve_device(args.device), dtype)
+    except Exception as error:  # a peer's failure is a result
+        print(f"transformers: {error!r}", flush=True)
+        return {"error": repr(error)}
+    for one in found:
+        load = one["load"]
+        what = f"{load['input_len']} in, {load['output_len']} out, {load['concurrency']} at once"
+        said = one.get("error") or f"{one['tokens_per_s']:.1f} tokens/s"
+        print(f"transformers, {what}: {said}", flush=True)
+    return found
 
 
 def _limits(device: torch.device, seconds: float) -> Limits | None:
@@ -179,82 +210,6 @@ def _judged(measured: Measured, shape: Shape | None, limits: Limits | None) -> R
         summarize_steps(measured.steps, shape, limits),
         measured.idle_share,
     )
-
-
-# --- what to measure ------------------------------------------------------------------------------
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Measures the engine in this process.",
-        epilog=f"Shapes: {', '.join(ALL_SHAPES)}.",
-    )
-    add = parser.add_argument
-    add("models", nargs="*", metavar="MODEL", help="a directory or a shape; of a suite: its own")
-    add("--suite", choices=list(SUITES), help="these models and scenarios")
-    add("--input-len", type=_positive, default=128, metavar="N")
-    add("--output-len", type=_positive, default=128, metavar="N")
-    add("--shared-prefix-len", type=int, default=0, metavar="N", help="of the input")
-    add("--concurrency", type=_positive, nargs="+", default=[1, 8, 32], metavar="N")
-    add("--requests", type=_positive, metavar="N", help="a scenario (default: 2 x concurrency)")
-    add("--dtype", default="bfloat16", choices=("auto", "bfloat16", "float16", "float32"))
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--threads", type=_positive, metavar="N", help="of a CPU (default: as a shard takes)")
-    add("--max-num-batched-tokens", type=_positive, default=2048, metavar="N")
-    add("--target-itl-ms", type=float, metavar="MS", help="0: none (default: auto)")
-    add("--limit-s", type=float, default=1.0, metavar="S", help="for each measured limit; 0: none")
-    add("--out", type=Path, metavar="FILE", help="write the results as JSON")
-    args = parser.parse_args(argv)
-    if args.suite is None and not args.models:
-        parser.error("a MODEL or --suite is required")
-    if not 0 <= args.shared_prefix_len < args.input_len:
-        parser.error("--shared-prefix-len must be less than --input-len")
-    return args
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _work(args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Load]]:
-    if args.suite is not None:
-        names, loads = SUITES[args.suite]
-        return args.models or names, loads
-    return args.models, [
-        Load(
-            args.requests or 2 * concurrency,
-            concurrency,
-            args.input_len,
-            args.output_len,
-            args.shared_prefix_len,
-        )
-        for concurrency in args.concurrency
-    ]
-
-
-def _runner_config(folder: Path, loads: Sequence[Load], args: argparse.Namespace) -> RunnerConfig:
-    return RunnerConfig(
-        str(folder),
-        dtype=args.dtype,
-        device=args.device,
-        max_model_len=max(load.input_len + load.output_len for load in loads),
-        max_num_seqs=max(load.concurrency for load in loads),
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        block_size=_BLOCK_SIZE,
-        num_threads=args.threads,
-    )
-
-
-def _num_blocks(loads: Sequence[Load]) -> int:
-    """Of the scenario that needs the most, and one sequence more."""
-
-    def needed(load: Load) -> int:
-        return (load.concurrency + 1) * divide_up(load.input_len + load.output_len, _BLOCK_SIZE)
-
-    return max(needed(load) for load in loads)
 
 
 def _machine() -> dict[str, Any]:

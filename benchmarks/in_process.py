@@ -90,7 +90,7 @@ def engine_config(
         max_model_len=runner.max_model_len,
         vocab_size=runner.model_config.vocab_size,
         eos_token_ids=(),
-        window=runner.spec.kv_window,
+        windows=runner.kv_groups.windows,
         target_itl_ms=target_itl_ms,
         speculation=speculation,
     )

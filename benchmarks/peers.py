@@ -54,7 +54,10 @@ SCENARIOS = {
     "8 streams": Load(32, 8, 128, 128),
     "32 streams": Load(64, 32, 128, 128),
     "long prompt": Load(3, 1, 1500, 16),
-    "4 long prompts": Load(8, 4, 1500, 16),
+    "4 long prompts": Load(4, 4, 1500, 16),  # that arrive together
+    # In a loop prompts wait for each other whatever the order: what streams gain, first tokens
+    # lose.
+    "4 long streams": Load(8, 4, 1500, 16),
     "shared prefix": Load(32, 8, 1088, 32, shared_prefix_len=1024),
     "overhead, 32 streams": Load(256, 32, 32, 64),
     "overhead, 64 streams": Load(256, 64, 32, 64),

@@ -199,6 +199,16 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="on CPUs: Shoal's own kernels, where there are any, instead of torch's (default: on)",
     )
+    add(
+        "--enforce-eager",
+        action="store_true",
+        help="on GPUs: launch kernels one by one, not as CUDA graphs",
+    )
+    add(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        help="plan a step while the one before runs (default: on GPUs)",
+    )
 
 
 def _add_step_arguments(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,8 @@ def _runner(args: argparse.Namespace) -> RunnerConfig:
         enable_expert_parallel=args.enable_expert_parallel,
         num_threads=args.num_threads,
         native_kernels=args.native_kernels,
+        enforce_eager=args.enforce_eager,
+        async_scheduling=args.async_scheduling,
     )
 
 

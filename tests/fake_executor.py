@@ -79,7 +79,7 @@ class FakeExecutor:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 1 << 30,
         is_checking: bool = True,
-        window: int | None = None,
+        windows: tuple[int | None, ...] = (None,),
         memory: int | None = None,
     ) -> None:
         self.plans: list[StepPlan] = []
@@ -91,10 +91,14 @@ class FakeExecutor:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._is_checking = is_checking
-        self._window = window  # tokens that one sees, itself included; what is before may be gone
+        # Of each group: tokens that one sees, itself included; what is before may be gone.
+        self._windows = windows
         self._memory_len = memory  # of the model: see next_token
         self._slots: dict[int, _Slot] = {}
-        self._memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        # What each block holds: of which group, and its tokens.
+        self._memory: list[list[tuple[int, int] | None]] = [
+            [None] * block_size for _ in range(num_blocks * len(windows))
+        ]
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert not self.is_closed
@@ -149,40 +153,53 @@ class FakeExecutor:
             num_known = end - sequence.start
             assert token_ids[:num_known] == slot.tokens[sequence.start : end], "wrong tokens"
             slot.drafts = token_ids[num_known:]
-            for position, token_id in enumerate(token_ids, start=sequence.start):
-                block_id = slot.block_ids[position // self._block_size]
-                self._memory[block_id][position % self._block_size] = token_id
+            for group in range(len(self._windows)):
+                table = self._table(slot, group)
+                for position, token_id in enumerate(token_ids, start=sequence.start):
+                    place, i = divmod(position, self._block_size)
+                    self._memory[table[place]][i] = group, token_id
             slot.num_computed = end
         # After all writes: each context must still read back, or two sequences wrote one block.
         for sequence in plan.sequences:
             slot = self._slots[sequence.slot]
             end = sequence.start + sequence.num_tokens
-            first = self._first_seen(sequence.start)
-            seen = self._read(slot, first, end)
-            known = slot.tokens[first : end - sequence.num_drafts]
-            assert seen == known + slot.drafts, "the KV cache holds another context"
+            for group in range(len(self._windows)):
+                first = self._first_seen(sequence.start, group)
+                seen = self._read(slot, first, end, group)
+                known = slot.tokens[first : end - sequence.num_drafts] + slot.drafts
+                assert seen == [(group, token) for token in known], "the cache holds another text"
 
     def _check_sequence(self, slot: _Slot, sequence: ScheduledSequence) -> None:
         assert sequence.num_tokens > 0
-        held = slot.block_ids[self._first_seen(sequence.start) // self._block_size :]
+        num_groups = len(self._windows)
+        assert len(slot.block_ids) % num_groups == 0, "a place without a block of every group"
+        held: list[int] = []
+        for group in range(num_groups):
+            first = self._first_seen(sequence.start, group) // self._block_size
+            held += self._table(slot, group)[first:]
         assert len(set(held)) == len(held), "a block twice in one table"
         end = sequence.start + sequence.num_tokens
         num_known = end - sequence.num_drafts
         assert num_known <= len(slot.tokens), "tokens that do not exist"
-        assert end <= len(slot.block_ids) * self._block_size, "no block for a token"
+        num_places = len(slot.block_ids) // num_groups
+        assert end <= num_places * self._block_size, "no block for a token"
         if slot.num_computed is not None:
             assert sequence.start == slot.num_computed, "computed tokens are not contiguous"
         assert sequence.is_sampled == (num_known == len(slot.tokens))
         assert sequence.is_sampled or not sequence.num_drafts, "guesses at known tokens"
         assert sequence.num_drafts < sequence.num_tokens
 
-    def _first_seen(self, position: int) -> int:
-        """The first token that the one at `position` sees."""
-        return 0 if self._window is None else max(0, position - self._window + 1)
+    def _table(self, slot: _Slot, group: int) -> list[int]:
+        return slot.block_ids[group :: len(self._windows)]
 
-    def _read(self, slot: _Slot, start: int, stop: int) -> list[int | None]:
+    def _first_seen(self, position: int, group: int) -> int:
+        """The first token that the one at `position` sees in this group's layers."""
+        window = self._windows[group]
+        return 0 if window is None else max(0, position - window + 1)
+
+    def _read(self, slot: _Slot, start: int, stop: int, group: int) -> list[tuple[int, int] | None]:
         size = self._block_size
-        blocks = slot.block_ids[start // size : -(-stop // size)]
+        blocks = self._table(slot, group)[start // size : -(-stop // size)]
         tokens = [token for block_id in blocks for token in self._memory[block_id]]
         return tokens[start % size : start % size + stop - start]
 

@@ -24,6 +24,8 @@ class RunnerConfig:
     enable_expert_parallel: bool = False  # ranks have experts whole, not a slice of every one
     num_threads: int | None = None  # CPU threads of one rank; None: cores / ranks on the host
     native_kernels: bool = True  # on CPUs that have them; else and elsewhere torch computes
+    enforce_eager: bool = False  # on GPUs: no step is captured as a CUDA graph
+    async_scheduling: bool | None = None  # a step is planned while another runs; None: on GPUs
 
     @property
     def wants_native_kernels(self) -> bool:
@@ -44,14 +46,16 @@ class SpeculationConfig:
 class EngineConfig:
     """What a leader's engine plans with. Resolved: no field means "find out"."""
 
-    num_blocks: int
+    num_blocks: int  # for each group of layers, in one pool: see `windows`
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    window: int | None = None  # tokens that a token sees at most in any layer; None: all
+    # Of each group of layers that have KV blocks of their own, widest first: tokens that one sees
+    # at most; None: all.
+    windows: tuple[int | None, ...] = (None,)
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
     max_num_waiting: int = 4096  # beyond this a submit is refused

@@ -43,6 +43,7 @@ class EngineCounters:
     drafts: int = 0  # sequences in steps that carried guesses at their next tokens
     draft_tokens: int = 0  # guesses verified
     accepted_tokens: int = 0  # and right
+    accepted_by_position: tuple[int, ...] = ()  # those that came first in their step, second, ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,19 @@ from torch.distributed import TCPStore
 
 from protos.garbage import spare_garbage_collection
 from worker.config import EngineConfig, ShardConfig
-from worker.engine.engine import Engine
 from worker.engine.executor import Executor
+from worker.engine.lookahead_engine import engine_for
 from worker.engine.loop import EngineLoop
 from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.load_progress import LoadProgress
 from worker.model_files import digest, read_model_files
+from worker.parallel.async_executor import AsyncLocalExecutor, AsyncTPExecutor
 from worker.parallel.group import TPGroup
 from worker.parallel.rendezvous import connect_group, join_channel, open_channel, open_rendezvous
 from worker.parallel.tp_executor import LocalExecutor, TPExecutor, follow
 from worker.reporter import Reporter
-from worker.runner.model_runner import ModelRunner, resolve_device
+from worker.runner.device import resolve_device
+from worker.runner.model_runner import ModelRunner
 from worker.servicer import WorkerServicer, create_server
 from worker.startup_events import StartupEvents
 
@@ -155,13 +157,18 @@ class Shard:
             num_blocks = group.min_int(runner.plan_num_blocks())
             runner.allocate_kv_cache(num_blocks)
             message.append(f"{num_blocks} blocks of {config.runner.block_size} tokens")
+            if (num_groups := runner.kv_groups.num_groups) > 1:
+                message.append(f"for each of {num_groups} groups of layers")
+            message += filter(None, [runner.memory_use])
         return LoadedRank(runner, group, num_blocks)
 
     def _executor(self, config: ShardConfig, rank: LoadedRank) -> Executor:
+        runner = rank.runner
         if config.tp_size == 1:
-            return LocalExecutor(rank.runner)
+            return AsyncLocalExecutor(runner) if runner.is_asynchronous else LocalExecutor(runner)
         channel = open_channel(config.tp_size, config.rendezvous)
-        return TPExecutor(rank.runner, channel, rank.group, self._on_failure)
+        executor_class = AsyncTPExecutor if runner.is_asynchronous else TPExecutor
+        return executor_class(runner, channel, rank.group, self._on_failure)
 
     def _start_following(self, config: ShardConfig, rank: LoadedRank) -> None:
         channel = join_channel(config.rank, config.rendezvous)
@@ -186,7 +193,10 @@ class Shard:
         host: str,
     ) -> LeaderFace:
         rank.runner.warm_up()
-        engine = EngineLoop(Engine(_engine_config(config, rank), executor))
+        engine = EngineLoop(engine_for(_engine_config(config, rank), executor))
+        if not rank.runner.is_asynchronous:
+            rank.runner.on_compute = engine.hand_over
+            engine.hold_back()
         identity = _identity(config, rank, digest(self.model_files))
         servicer = WorkerServicer(engine, identity)
         spare_garbage_collection()
@@ -215,7 +225,7 @@ def _engine_config(config: ShardConfig, rank: LoadedRank) -> EngineConfig:
         max_model_len=rank.runner.max_model_len,
         vocab_size=rank.runner.model_config.vocab_size,
         eos_token_ids=tuple(rank.runner.model_config.eos_token_ids),
-        window=rank.runner.spec.kv_window,
+        windows=rank.runner.kv_groups.windows,
         enable_prefix_caching=config.enable_prefix_caching,
         max_logprobs=config.max_logprobs,
         target_itl_ms=config.target_itl_ms,

@@ -250,6 +250,7 @@ def engine_counters(counters: EngineCounters) -> scheduler_pb2.EngineCounters:
         drafts=counters.drafts,
         draft_tokens=counters.draft_tokens,
         accepted_tokens=counters.accepted_tokens,
+        accepted_by_position=counters.accepted_by_position,
         step_tokens=counters.step_tokens,
         steps_by_tokens=counters.steps_by_tokens,
     )

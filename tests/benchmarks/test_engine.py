@@ -14,14 +14,15 @@ from benchmarks.in_process import engine_config, loaded_runner, model_directory
 from benchmarks.limits import Limits
 from benchmarks.load import Load
 from benchmarks.shapes import SHAPES
-from benchmarks.step_parts import PARTS, TimedExecutor, TimedRunner
+from benchmarks.step_parts import PARTS, TimedRunner, timed_executor
 from benchmarks.step_summary import summarize_steps
+from benchmarks.transformers_peer import measure_transformers
 from worker.config import RunnerConfig
 from worker.engine.sampling_params import SamplingParams
 from worker.engine.step import AdmittedSequence, ScheduledSequence, StepPlan
 
 
-def make_loop(folder: Path) -> ClosedLoop:
+def make_loop(folder: Path, looks_ahead: bool = False) -> ClosedLoop:
     config = RunnerConfig(
         str(folder),
         dtype="bfloat16",
@@ -30,15 +31,17 @@ def make_loop(folder: Path) -> ClosedLoop:
         max_num_seqs=4,
         max_num_batched_tokens=64,
         num_threads=1,
+        async_scheduling=looks_ahead,
     )
     runner = loaded_runner(TimedRunner, "tiny", config)
     runner.allocate_kv_cache(32)
-    return ClosedLoop(engine_config(runner, config, 32), TimedExecutor(runner))
+    return ClosedLoop(engine_config(runner, config, 32), timed_executor(runner))
 
 
-def test_every_token_and_every_part_of_a_step_is_counted() -> None:
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_every_token_and_every_part_of_a_step_is_counted(looks_ahead: bool) -> None:
     with model_directory("tiny") as folder:
-        loop = make_loop(folder)
+        loop = make_loop(folder, looks_ahead)
         total, steps = loop.run(Load(5, 2, 24, 6, vocab=(4, 4096)))
     assert total.num_tokens == 5 * 6
     assert sum(s.is_sampled for step in steps for s in step.plan.sequences) == 5 * 6
@@ -60,9 +63,10 @@ def test_summaries_tell_prompts_from_decodes() -> None:
     assert math.isclose(sum(decode.shares.values()), 1, rel_tol=1e-6)
 
 
-def test_what_decodes_can_be_ended() -> None:
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_what_decodes_can_be_ended(looks_ahead: bool) -> None:
     with model_directory("tiny") as folder:
-        loop = make_loop(folder)
+        loop = make_loop(folder, looks_ahead)
         loop.start_decoding(Load(2, 2, 24, 30, vocab=(4, 4096)))
         loop.steps(3)
         loop.end()
@@ -100,6 +104,30 @@ def test_the_command_line_reports_every_scenario(
         assert scenario["total"]["num_tokens"] == 4 * scenario["load"]["num_requests"]
         assert {steps["kind"] for steps in scenario["steps"]} == {"decode", "prompt"}
     assert capsys.readouterr().out.count("hand-over") == 4
+
+
+def test_the_gpu_suite_leaves_out_what_it_measures_in_turn() -> None:
+    args = engine.parse(["--suite", "gpu", "tiny", "135m"])
+    names, loads = engine.work(args)
+    jobs = list(engine._jobs(args, names, loads))
+    assert [name for _, name, _, _ in jobs] == ["tiny"] * 4 + ["135m"]
+    assert [len(its_loads) for _, _, its_loads, _ in jobs] == [4, 2, 2, 2, 4]
+    configs = [
+        engine.runner_config(Path("m"), its_loads, args, variant)
+        for _, _, its_loads, variant in jobs
+    ]
+    assert [config.enforce_eager for config in configs] == [False, True, False, True, False]
+    assert [config.async_scheduling for config in configs] == [None, None, False, None, None]
+    assert {config.max_num_batched_tokens for config in configs} == {8192}
+
+
+@pytest.mark.slow
+def test_transformers_answers_the_same_loads() -> None:
+    with model_directory("tiny") as folder:
+        load = Load(2, 2, 12, 4)
+        found = measure_transformers(folder, [load], torch.device("cpu"), torch.float32)[0]
+    assert found.get("error") is None
+    assert found["tokens_per_s"] > 0
 
 
 def test_shares_of_the_limit_follow_the_limits() -> None:

@@ -54,6 +54,13 @@ def spec(*argv: str, path: str = "") -> DeploymentSpec:
     return options.deployment(path or str(demo_model_path()), ("demo",), "cpu", 2)
 
 
+def test_steps_on_gpus_can_be_taken_one_by_one() -> None:
+    usual = spec().runner
+    assert (usual.enforce_eager, usual.async_scheduling) == (False, None)
+    plain = spec("--enforce-eager", "--no-async-scheduling").runner
+    assert (plain.enforce_eager, plain.async_scheduling) == (True, False)
+
+
 def test_plan_of_the_demo_is_told_before_loading() -> None:
     text = memory_plan(spec("--num-gpu-blocks-override", "123"), is_local=True)
     assert "2 ranks" in text and "weights" in text and "123 blocks" in text

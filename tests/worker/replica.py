@@ -13,7 +13,13 @@ from pathlib import Path
 import grpc
 import torch
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from protos import common_pb2, worker_pb2, worker_pb2_grpc
 from worker.config import RunnerConfig, ShardConfig
@@ -23,22 +29,34 @@ NO_SCHEDULER = "127.0.0.1:1"  # nobody listens: the data plane does not need it
 TIMEOUT_S = 100.0
 
 
+_SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
 def make_model(folder: Path, seed: int = 0) -> Path:
     """A random Llama with spread-out logits, so that rounding never decides an argmax."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    return _saved(LlamaForCausalLM(LlamaConfig(**_SIZES, num_hidden_layers=2)), folder)
+
+
+def make_hybrid_model(folder: Path) -> Path:
+    """A random Gemma 3: five layers see 16 tokens, the sixth all."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**_SIZES, num_hidden_layers=6, head_dim=16, sliding_window=16)
+    return _saved(Gemma3ForCausalLM(config), folder)
+
+
+def _saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
     vocab = {f"t{i}": i for i in range(512)}
     Tokenizer(models.WordLevel(vocab, unk_token="t0")).save(str(folder / "tokenizer.json"))
     return folder

@@ -33,6 +33,9 @@ class SimulatedGroup:
     def all_gather(self, x: Tensor) -> Tensor:
         return torch.cat(self._exchange(x.clone()), dim=-1)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        return x.copy_(self._exchange(x.clone())[0])
+
     def min_int(self, value: int) -> int:
         return min(self._exchange(value))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.replica import make_model, replica
+from tests.worker.replica import make_hybrid_model, make_model, replica
 
 NUM_TOKENS = 24
 
@@ -30,6 +30,20 @@ async def test_two_ranks_give_the_same_greedy_tokens_as_one_over_200_prompts(mod
     assert all(len(tokens) == NUM_TOKENS for tokens in expected)
 
 
+@pytest.mark.parametrize("tp_size", [1, 2])
+async def test_steps_planned_while_others_run_bring_the_same_tokens(
+    model: Path, tp_size: int
+) -> None:
+    many = prompts(40, seed=6)
+    sampling = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "max_tokens": NUM_TOKENS}
+    async with replica(model, tp_size=tp_size) as plain:
+        expected = await plain.generate_all(many, **sampling)
+    async with replica(model, tp_size=tp_size, async_scheduling=True) as ahead:
+        assert await ahead.generate_all(many, **sampling) == expected
+        info = await ahead.info_when_idle()
+    assert info.num_free_blocks == info.num_blocks
+
+
 async def test_64_concurrent_requests_get_the_tokens_they_get_alone(model: Path) -> None:
     many = prompts(64, seed=1)
     sampling = {"temperature": 0.9, "seed": 11, "max_tokens": NUM_TOKENS, "ignore_eos": True}
@@ -49,6 +63,23 @@ async def test_preemption_by_a_tiny_pool_changes_no_token(model: Path) -> None:
         assert tight.num_preemptions > 0
         info = await tight.info_when_idle()
     assert info.num_free_blocks == info.num_blocks == 24
+
+
+async def test_layers_with_windows_leave_room_for_others_and_change_no_token(
+    tmp_path: Path,
+) -> None:
+    hybrid = make_hybrid_model(tmp_path)
+    many = prompts(12, seed=4)
+    sampling = {"temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    async with replica(hybrid) as roomy:
+        expected = await roomy.generate_all(many, **sampling)
+        assert roomy.num_preemptions == 0
+    # Of the longest sequence all layers together would need 18 blocks.
+    async with replica(hybrid, tp_size=2, num_blocks=12, block_size=8, max_model_len=140) as tight:
+        assert await tight.generate_all(many, **sampling) == expected
+        assert tight.num_preemptions > 0
+        info = await tight.info_when_idle()
+    assert info.num_free_blocks == info.num_blocks == 12
 
 
 async def test_seeds_decide_the_tokens(model: Path) -> None:

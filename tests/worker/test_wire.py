@@ -16,7 +16,7 @@ from worker.identity import ModelIdentity, ReplicaIdentity
 from worker.report import EngineCounters, ReplicaLoad, ReplicaReport
 
 LOAD = ReplicaLoad(1, 2, 3, 4, 5, 6, 7)
-COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5, 11, (1, 2), 12, 13, 14)
+COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5, 11, (1, 2), 12, 13, 14, (9, 5))
 MODEL = ModelIdentity("m", ("m", "n"), "/m", "d1", 512, 16, 1000, (2, 3), 77, 20)
 IDENTITY = ReplicaIdentity("m-0", 3, MODEL, "0.1", 2, "cpu", "float32")
 LOGPROBS = TokenLogprobs(5, -0.5, 1, [5, 6], [-0.5, -1.5])

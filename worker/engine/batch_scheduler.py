@@ -5,6 +5,9 @@ recomputation.
 Knows requests and block counts; knows no executor, no clock but the time it is given, and no
 client. The Engine calls it, once before and once after each step.
 
+A step may be planned while the one before it still runs (`schedule_behind`): as if that had brought
+its tokens, whose ids only the device knows yet.
+
 Requests one token behind go first (decode), with guesses at their next tokens where that pays
 (`speculation`); prompts share what the step has room for beside them (`pace`, `prefill_share`).
 When blocks run out, the least costly request is set back and recomputed later; so is a less urgent
@@ -13,6 +16,7 @@ one that is in the way of a more urgent one.
 
 from worker.engine.kv_cache_manager import KVCacheManager
 from worker.engine.pace import Pace
+from worker.engine.planned_step import PlannedStep
 from worker.engine.preemption import in_the_way, least_costly
 from worker.engine.prefill_share import share_budget
 from worker.engine.prefix_in_flight import PrefixInFlight
@@ -62,11 +66,12 @@ class BatchScheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixInFlight(kv_cache.pool.block_size)
         self._free_slots = list(range(self.max_num_seqs - 1, -1, -1))
-        self._num_kept_free = max(1, int(kv_cache.pool.num_blocks * _KEPT_FREE_FRACTION))
+        kept_free = int(kv_cache.pool.num_blocks * _KEPT_FREE_FRACTION)
+        self._num_kept_free = max(kv_cache.blocks_per_place, kept_free)
         self._released: list[int] = []
-        self._planned: list[Request] = []  # in the order of the plan's sequences
-        self.sampled: list[Request] = []  # those of them that are sampled, in the same order
-        self._load = StepLoad()  # of the plan
+        self._last_context = 0  # tokens that the last step's decodes attended to
+        self._num_dependent = 0  # running requests whose tokens the host must see
+        self._has_dependent_head = False  # such a one found a step planned ahead, and waits on
 
     def add(self, request: Request) -> None:
         self._kv_cache.hash_prompt(request)
@@ -94,31 +99,71 @@ class BatchScheduler:
         uncomputed = sum([request.num_uncomputed_tokens for request in self.running])
         return self.waiting.backlog_tokens + uncomputed - len(self.running)
 
-    def schedule(self, step: int, now_s: float) -> StepPlan | None:
-        """The next plan; None when there is nothing to compute."""
+    def schedule(self, number: int, now_s: float) -> PlannedStep | None:
+        """The next step; None when there is nothing to compute."""
+        self._has_dependent_head = False
         is_short_of_blocks = self._make_room()
         if not is_short_of_blocks:
             self._make_way()
-        plan = StepPlan(step, [], [])
-        self._planned, self.sampled = [], []
-        partial = self._plan_decodes(plan)
+        step = self._plan(number, now_s, may_enter=not is_short_of_blocks)
+        assert step or not (self.running or self.waiting), "requests, but nothing to compute"
+        return step
+
+    def schedule_behind(
+        self, current: PlannedStep, number: int, now_s: float
+    ) -> PlannedStep | None:
+        """The step after `current`, which still runs. None where it must be waited for: somebody
+        needs to see its tokens, blocks are short, or nothing is left to compute.
+        """
+        if not current.is_predictable or self._has_dependent_head or self._is_contested():
+            return None
+        is_idle = not self.waiting
+        if self._speculator and is_idle and self._speculator.is_hopeful(len(self.running)):
+            return None  # guesses follow the newest tokens
+        with current.assumed_ended() as ending:
+            if ending:
+                self.running = [request for request in self.running if request not in ending]
+            try:
+                if self._num_blocks_lacking() > 0:
+                    return None
+                return self._plan(number, now_s, may_enter=True, is_ahead=True)
+            finally:
+                self.running += sorted(ending, key=lambda request: request.order)
+
+    def _plan(
+        self, number: int, now_s: float, may_enter: bool, is_ahead: bool = False
+    ) -> PlannedStep | None:
+        plan = StepPlan(number, [], [])
+        step = PlannedStep(plan)
+        partial = self._plan_decodes(step, is_ahead)
         budget = self._max_num_batched_tokens - len(plan.token_ids)
-        if not is_short_of_blocks:
+        if may_enter:
             partial += self._entrants()
         if budget and partial:
             furthest = max(r.num_computed_tokens or r.num_hit_tokens for r in partial)
-            budget = self._pace.prefill_tokens(self._load, furthest, budget)
-            self._plan_prefills(plan, partial, budget, now_s)
+            budget = self._pace.prefill_tokens(step.load, furthest, budget)
+            self._plan_prefills(step, partial, budget, now_s, is_ahead)
         if not plan.sequences:
-            assert not self.running and not self.waiting, "requests, but nothing to compute"
             return None
         plan.released.extend(self._released)
         self._released.clear()
-        return plan
+        step.is_predictable = step.is_predictable and not self._num_dependent
+        return step
 
-    def advance(self, plan: StepPlan, seconds: float) -> None:
-        """Account for a plan that took so long to compute; its requests have their new tokens."""
-        for request, sequence in zip(self._planned, plan.sequences, strict=True):
+    def _is_contested(self) -> bool:
+        """Whether a less urgent request runs than one that waits: it may have to make way."""
+        head = self.waiting.head()
+        return head is not None and any(r.priority > head.priority for r in self.running)
+
+    def advance(self, step: PlannedStep, seconds: float) -> None:
+        """Account for a step that took so long to compute; its requests have their new tokens.
+
+        Those that have ended since it was planned are passed over.
+        """
+        finished = Status.FINISHED  # an enumeration's members are slow to look up
+        for request, sequence in zip(step.requests, step.plan.sequences, strict=True):
+            if request.status is finished:
+                continue
             # Guesses that were wrong are not computed tokens, nor is what was just sampled.
             num_computed, num_tokens = sequence.start + sequence.num_tokens, len(request.token_ids)
             if num_computed >= num_tokens:
@@ -126,14 +171,14 @@ class BatchScheduler:
             request.num_computed_tokens = num_computed
             if num_computed >= request.next_cache_at:
                 self._prefixes.settle(request, self._kv_cache.store_computed(request))
-        self._pace.observe(self._load, seconds)
+        self._pace.observe(step.load, seconds)
 
-    def note_drafts(self, plan: StepPlan, num_tokens: list[int]) -> None:
-        """The plan's sampled sequences have brought so many tokens each."""
+    def note_drafts(self, step: PlannedStep, num_tokens: list[int]) -> None:
+        """The step's sampled sequences have brought so many tokens each."""
         if self._speculator is None:
             return  # several tokens that a grammar forced
-        drafted = [sequence.num_drafts for sequence in plan.sequences if sequence.is_sampled]
-        for request, num_drafted, count in zip(self.sampled, drafted, num_tokens, strict=True):
+        drafted = [sequence.num_drafts for sequence in step.plan.sequences if sequence.is_sampled]
+        for request, num_drafted, count in zip(step.sampled, drafted, num_tokens, strict=True):
             if num_drafted:
                 self._speculator.note(request, num_drafted, count - 1)
 
@@ -141,15 +186,21 @@ class BatchScheduler:
 
     def _make_room(self) -> bool:
         """Set requests back until each one left can have the block it needs; True if any was."""
-        pool, any_preempted = self._kv_cache.pool, False
-        while pool.num_free < len(self.running):  # else no count is needed: one block each at most
-            num_needed = sum(r.num_computed_tokens == r.capacity for r in self.running)
-            if num_needed <= pool.num_free:
-                break
+        any_preempted = False
+        while self._num_blocks_lacking() > 0:
             assert len(self.running) > 1, "a single request outgrew the pool"
             self._preempt(least_costly(self.running))
             any_preempted = True
         return any_preempted
+
+    def _num_blocks_lacking(self) -> int:
+        """For each running request to have the block it needs; none if not positive."""
+        kv_cache = self._kv_cache
+        num_free = kv_cache.pool.num_free
+        if num_free >= len(self.running) * kv_cache.blocks_per_place:  # one place each at most
+            return 0
+        in_need = [r for r in self.running if r.num_computed_tokens == r.capacity]
+        return sum(map(kv_cache.num_needed, in_need)) - num_free
 
     def _make_way(self) -> None:
         """Set less urgent requests back for the most urgent that waits, if that lets it in."""
@@ -172,19 +223,20 @@ class BatchScheduler:
         self.waiting.push(request)
 
     def _leave_batch(self, request: Request) -> None:
+        self._num_dependent -= not request.is_self_contained
         self._prefixes.withdraw(request)
         self._kv_cache.free(request)
         self._released.append(request.slot)
         self._free_slots.append(request.slot)
         request.slot = NO_SLOT
 
-    def _plan_decodes(self, plan: StepPlan) -> list[Request]:
+    def _plan_decodes(self, step: PlannedStep, is_ahead: bool) -> list[Request]:
         """Plans the requests that are one token behind, or a few that came at once; returns the
         others.
         """
-        token_ids, sequences, planned = plan.token_ids, plan.sequences, self._planned
+        token_ids, sequences, planned = step.plan.token_ids, step.plan.sequences, step.requests
         partial: list[Request] = []
-        is_guessing = self._is_guessing()
+        is_guessing = not is_ahead and self._is_guessing()
         context = 0
         for request in self.running:
             start = request.num_computed_tokens
@@ -211,10 +263,12 @@ class BatchScheduler:
             )
             planned.append(request)
             context += start
-        self.sampled = planned.copy()
+        step.sampled = planned.copy()
         num_decodes = len(sequences)
         num_drafts = len(token_ids) - num_decodes
-        self._load = StepLoad(0, 0.0, num_decodes, context, num_drafts)
+        step.load = StepLoad(0, 0.0, num_decodes, context, num_drafts)
+        step.is_predictable = not (is_guessing and any(s.num_drafts for s in sequences))
+        self._last_context = context
         return partial
 
     def _is_run(self, request: Request, num_behind: int, num_planned: int) -> bool:
@@ -233,8 +287,9 @@ class BatchScheduler:
 
     def _extend_spare(self, request: Request, num_tokens: int) -> None:
         """Blocks for so many tokens more, as far as nobody else may need them."""
-        num_spare = self._kv_cache.pool.num_free - len(self.running) - self._num_kept_free
-        self._kv_cache.extend_within(request, num_tokens, num_spare)
+        kv_cache = self._kv_cache
+        num_kept = len(self.running) * kv_cache.blocks_per_place + self._num_kept_free
+        kv_cache.extend_within(request, num_tokens, kv_cache.pool.num_free - num_kept)
 
     # --- guesses ----------------------------------------------------------------------------------
 
@@ -242,7 +297,7 @@ class BatchScheduler:
         """Whether this step may verify guesses: it computes no prompt, and they can pay."""
         if self._speculator is None or self.waiting:
             return False
-        decodes = StepLoad(num_decodes=len(self.running), decode_context=self._load.decode_context)
+        decodes = StepLoad(num_decodes=len(self.running), decode_context=self._last_context)
         if not self._speculator.begin_step(decodes):
             return False
         return all(len(r.token_ids) - r.num_computed_tokens == 1 for r in self.running)
@@ -280,14 +335,30 @@ class BatchScheduler:
         return self.waiting.window(_WINDOW)
 
     def _plan_prefills(
-        self, plan: StepPlan, candidates: list[Request], budget: int, now_s: float
+        self,
+        step: PlannedStep,
+        candidates: list[Request],
+        budget: int,
+        now_s: float,
+        is_ahead: bool,
     ) -> None:
+        plan = step.plan
         entered: list[Request] = []
+        short: int | None = None  # the priority of one that lacks blocks
 
         def try_enter(request: Request) -> bool:
+            nonlocal short
             if request.status is Status.RUNNING:
                 return True
+            if short is not None and request.priority > short:
+                return False  # the more urgent one would set it back at once
+            if is_ahead and not request.is_self_contained:
+                self._has_dependent_head = True
+                return False
+            num_bypassed = request.num_bypassed
             if not self._try_admit(request, now_s):
+                if request.num_bypassed > num_bypassed:
+                    short = request.priority
                 return False
             entered.append(request)
             return True
@@ -300,23 +371,24 @@ class BatchScheduler:
             start = request.num_computed_tokens
             end = min(start + num_tokens, request.capacity)
             blocks, request.new_block_ids = request.new_block_ids, _NO_BLOCKS
-            self._load.num_prefill += end - start
-            self._load.prefill_pairs += (end - start) * (start + end) / 2
+            step.load.num_prefill += end - start
+            step.load.prefill_pairs += (end - start) * (start + end) / 2
             is_sampled = end == request.num_tokens
             plan.token_ids.extend(request.token_ids[start:end])
             plan.sequences.append(
                 ScheduledSequence(request.slot, start, end - start, blocks, is_sampled)
             )
-            self._planned.append(request)
+            step.requests.append(request)
             if is_sampled:
-                self.sampled.append(request)
+                step.sampled.append(request)
 
     def _try_admit(self, request: Request, now_s: float) -> bool:
         if not self._free_slots or self._prefixes.is_still_waiting(request):
             return False
         cached_blocks = self._kv_cache.find_cached(request)
         hashes = self._kv_cache.shareable_hashes(request)
-        if self._prefixes.is_worth_waiting(request, hashes, len(cached_blocks)):
+        num_cached = request.num_hit_tokens // self._kv_cache.pool.block_size
+        if self._prefixes.is_worth_waiting(request, hashes, num_cached):
             return False
         num_kept_free = self._num_kept_free if self.running else 0
         if not self._kv_cache.admit(request, cached_blocks, num_kept_free):
@@ -326,6 +398,7 @@ class BatchScheduler:
         return True
 
     def _enter_batch(self, request: Request, now_s: float) -> None:
+        self._num_dependent += not request.is_self_contained
         self.waiting.remove(request)
         self.running.append(request)
         self._prefixes.claim(request)

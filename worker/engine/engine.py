@@ -15,6 +15,7 @@ from worker.engine.block_pool import BlockPool, CacheEvents
 from worker.engine.executor import Executor
 from worker.engine.kv_cache_manager import KVCacheManager
 from worker.engine.pace import Pace
+from worker.engine.planned_step import PlannedStep
 from worker.engine.request import (
     ErrorCode,
     FinishReason,
@@ -26,7 +27,7 @@ from worker.engine.request import (
 )
 from worker.engine.speculation import Speculator
 from worker.engine.stats import EngineStats
-from worker.engine.step import StepPlan, StepResult, TokenLogprobs
+from worker.engine.step import StepResult, TokenLogprobs
 from worker.engine.validation import max_total_tokens, validate
 from worker.errors import InvalidRequest
 from worker.report import EngineCounters, ReplicaLoad
@@ -43,6 +44,8 @@ class Engine:
     request is live, every block is free.
     """
 
+    max_steps_under_way = 1  # until the first of them is accounted for
+
     def __init__(
         self,
         config: EngineConfig,
@@ -54,13 +57,23 @@ class Engine:
         self._executor = executor
         self._clock = clock
         self._stats = EngineStats()
-        self._pool = BlockPool(config.num_blocks, config.block_size, config.enable_prefix_caching)
+        num_groups = len(config.windows)
+        self._pool = BlockPool(
+            config.num_blocks * num_groups,
+            config.block_size,
+            config.enable_prefix_caching,
+            num_groups,
+        )
         pace = Pace(_seconds(config.target_itl_ms), config.block_size)
         speculator = None
         if config.speculation is not None:
             speculator = Speculator(config.speculation, pace, self._stats, config.max_num_seqs)
         self._scheduler = BatchScheduler(
-            KVCacheManager(self._pool, config.window, config.max_num_batched_tokens),
+            KVCacheManager(
+                self._pool,
+                config.windows,
+                config.max_num_batched_tokens * self.max_steps_under_way,
+            ),
             config.max_num_seqs,
             config.max_num_batched_tokens,
             self._stats,
@@ -132,12 +145,12 @@ class Engine:
         """
         started_s = self._clock()
         self._end_expired(started_s)
-        plan = self._scheduler.schedule(self.steps, started_s)
-        if plan is not None:
-            result = self._executor.execute(plan)
+        step = self._scheduler.schedule(self.steps, started_s)
+        if step is not None:
+            result = self._executor.execute(step.plan)
             self.steps += 1
             now_s = self._clock()
-            self._update(plan, result, now_s, now_s - started_s)
+            self._update(step, result, now_s, now_s - started_s)
         return self.take_outputs()
 
     def take_outputs(self) -> list[RequestOutput]:
@@ -150,8 +163,8 @@ class Engine:
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
             backlog_tokens=self._scheduler.backlog_tokens(),
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free,
+            num_blocks=self.config.num_blocks,
+            num_free_blocks=self._pool.num_free // len(self.config.windows),
             steps=self.steps,
             max_num_seqs=self._scheduler.max_num_seqs,
         )
@@ -189,24 +202,27 @@ class Engine:
         return None
 
     def _update(
-        self, plan: StepPlan, result: StepResult, now_s: float, step_seconds: float
+        self, step: PlannedStep, result: StepResult, now_s: float, step_seconds: float
     ) -> None:
+        """Requests that have ended since the step was planned get nothing of it."""
         if result.prompt_logprobs:
             self._collect_prompt_logprobs(result)
         if result.num_tokens is not None:
-            self._scheduler.note_drafts(plan, result.num_tokens)
-        sampled = self._scheduler.sampled
+            self._scheduler.note_drafts(step, result.num_tokens)
+        sampled = step.sampled
         counts = result.num_tokens or [1] * len(sampled)
         assert len(sampled) == len(counts), "the result does not fit the plan"
         ended: list[tuple[Request, FinishReason, RequestOutput]] = []
         outputs, tokens, failed = self._outputs, result.token_ids, result.failed
         start = num_taken = 0
+        finished = Status.FINISHED  # an enumeration's members are slow to look up
         for request, count in zip(sampled, counts, strict=True):
             stop = start + count
             if failed and (why := failed.get(request.slot)) is not None:
                 failure = request.output([], error=_invalid(why, "grammar"))
                 ended.append((request, "error", failure))
-            elif count:  # none: what may come next is not known yet
+            elif count and request.status is not finished:
+                # A count of none: what may come next is not known yet.
                 token_ids, reason = request.take(tokens[start:stop])
                 num_taken += len(token_ids)
                 output = RequestOutput(request.owner, request.handle, request.request_id, token_ids)
@@ -220,9 +236,9 @@ class Engine:
                     ended.append((request, reason, output))
             start = stop
         assert start == len(tokens), "the result does not fit the plan"
-        self._scheduler.advance(plan, step_seconds)
+        self._scheduler.advance(step, step_seconds)
         self._stats.generation_tokens += num_taken
-        self._stats.count_step(len(plan.token_ids), step_seconds)
+        self._stats.count_step(len(step.plan.token_ids), step_seconds)
         for request, reason, output in ended:
             self._finish(request, reason, output, now_s)
 

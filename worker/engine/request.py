@@ -109,6 +109,7 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "handle",
+        "is_self_contained",
         "max_total_tokens",
         "min_total_tokens",
         "new_block_ids",
@@ -117,16 +118,18 @@ class Request:
         "num_bypassed",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_found_blocks",
         "num_hit_tokens",
         "num_preemptions",
         "num_prompt_tokens",
-        "num_released_blocks",
         "order",
         "owner",
         "parent_hash",
         "priority",
         "prompt_logprobs",
+        "released_at",
         "request_id",
+        "reserved_block_ids",
         "sampling",
         "slot",
         "status",
@@ -143,6 +146,7 @@ class Request:
         self.handle = new.handle
         self.request_id = new.request_id
         self.sampling = new.sampling
+        self.is_self_contained = new.sampling.is_self_contained
         self.priority = new.priority
         self.tenant = new.tenant
         self.arrival_s = new.arrival_s
@@ -162,12 +166,16 @@ class Request:
 
         self.status = Status.WAITING
         self.slot = NO_SLOT
-        self.block_ids: list[int] = []  # by place in the sequence
+        # By place in the sequence, at each place one block of each group: see KVCacheManager.
+        self.block_ids: list[int] = []
         self.new_block_ids: list[int] = []  # the last of them, not yet in a plan; never changed
-        self.num_released_blocks = 0  # the first of them, given back: their ids mean nothing
+        self.reserved_block_ids: list[int] = []  # its own, for places still to come
+        # Computed tokens when it last gave back what nothing sees any more: ids there mean nothing.
+        self.released_at = 0
         self.capacity = 0  # tokens that block_ids can hold
         self.parent_hash = parent_hash  # root of the hash chain: the cache salt
         self.block_hashes: list[BlockHash] = []  # of full blocks, as far as needed
+        self.num_found_blocks = 0  # places that the prefix cache had at its admission
         self.num_blocks_cached = 0  # leading blocks offered to the prefix cache
         self.next_cache_at = 0  # computed tokens at which the next block is full
         self.waits_for: BlockHash | None = None  # block that another request computes

@@ -44,3 +44,19 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def is_self_contained(self) -> bool:
+        """Whether a token follows from its logits, the seed and its position alone, and nothing but
+        the token is asked for: then nobody has to look at it before the next one is computed.
+        """
+        return (
+            self.grammar is None
+            and self.logprobs is None
+            and self.prompt_logprobs is None
+            and self.min_tokens == 0
+            and self.repetition_penalty == 1
+            and not self.presence_penalty
+            and not self.frequency_penalty
+            and not (self.logit_bias or self.allowed_token_ids or self.bad_words)
+        )

@@ -29,6 +29,11 @@ _CONTROL_STEPS = 16
 _PROBE_STEPS = 64
 _NUM_PROBED = 3
 _FIRST_RATE = 0.5  # at which guesses are right, before anything is known
+# After so many steps in a row that had no guesses, steps are planned ahead, without any, for so
+# many; then a few are waited for again.
+_PATIENCE = 8
+_STEPS_AHEAD = 32
+_NUM_TRIED = 2
 
 _NONE: list[int] = []  # never changed
 
@@ -48,6 +53,21 @@ class Speculator:
         self._num_left = 0  # guesses that the step may still make
         self._num_steps = 0  # in which there could have been guesses
         self._last_used = 0  # the one of them that had the latest
+        self._num_fruitless = 0  # steps in a row that had none
+        self._num_ahead = 0  # steps planned ahead since
+
+    def is_hopeful(self, num_decodes: int) -> bool:
+        """Whether to wait for the tokens of a step so that guesses can follow them, rather than to
+        plan the next one without any while it runs. Asked once a step.
+        """
+        if not 0 < num_decodes <= self._max_requests:
+            return False
+        if self._num_fruitless < _PATIENCE:
+            return True
+        self._num_ahead += 1
+        if self._num_ahead >= _STEPS_AHEAD:
+            self._num_ahead, self._num_fruitless = 0, _PATIENCE - _NUM_TRIED
+        return False
 
     def begin_step(self, decodes: StepLoad) -> bool:
         """Whether a step of these decodes may have guesses."""
@@ -56,6 +76,7 @@ class Speculator:
         self._num_steps += 1
         if self._num_steps % _CONTROL_STEPS == 0 or self._num_steps < _CONTROL_STEPS:
             return False
+        self._num_fruitless += 1
         if self._num_steps - self._last_used > _PROBE_STEPS:
             self._price, self._num_left = 0.0, _NUM_PROBED
             return True
@@ -79,6 +100,8 @@ class Speculator:
             return _NONE
         drafts = drafting.index.propose(request.token_ids, count)
         self._num_left -= len(drafts)
+        if drafts:
+            self._num_fruitless = 0
         return drafts
 
     def note(self, request: Request, num_drafted: int, num_accepted: int) -> None:

@@ -1,6 +1,7 @@
 """What the engine counts. Monotonic since its start; copied out as the frozen EngineCounters."""
 
 from bisect import bisect_left
+from itertools import accumulate
 
 from worker.engine.request import FinishReason
 from worker.report import STEP_TOKEN_BOUNDS, EngineCounters
@@ -21,6 +22,7 @@ class EngineStats:
         self.drafts = 0  # sequences in steps that carried guesses
         self.draft_tokens = 0
         self.accepted_tokens = 0
+        self._drafts_by_accepted: list[int] = []  # those of which 0, 1, ... guesses were right
         self._finished: dict[FinishReason, int] = dict.fromkeys(
             ("stop", "length", "abort", "error"), 0
         )
@@ -36,6 +38,9 @@ class EngineStats:
         self.drafts += 1
         self.draft_tokens += num_drafted
         self.accepted_tokens += num_accepted
+        missing = num_accepted + 1 - len(self._drafts_by_accepted)
+        self._drafts_by_accepted += [0] * missing
+        self._drafts_by_accepted[num_accepted] += 1
 
     def count_step(self, num_tokens: int, seconds: float) -> None:
         self.step_seconds += seconds
@@ -62,4 +67,10 @@ class EngineStats:
             drafts=self.drafts,
             draft_tokens=self.draft_tokens,
             accepted_tokens=self.accepted_tokens,
+            accepted_by_position=self._accepted_by_position(),
         )
+
+    def _accepted_by_position(self) -> tuple[int, ...]:
+        """A guess is right only behind right ones."""
+        with_more = list(accumulate(reversed(self._drafts_by_accepted[1:])))
+        return tuple(reversed(with_more))

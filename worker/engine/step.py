@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from worker.engine.sampling_params import SamplingParams
 
+# In a plan: what the plan before has sampled for the slot, which only the ranks know yet.
+UNKNOWN_TOKEN = -1
+
 
 @dataclass(frozen=True, slots=True)
 class AdmittedSequence:
@@ -43,6 +46,8 @@ class StepPlan:
     sequences: list[ScheduledSequence]
     admitted: list[AdmittedSequence] = field(default_factory=list)
     released: list[int] = field(default_factory=list)  # slots, freed before `admitted` is applied
+    # The next plan may have unknown tokens: every rank keeps what is sampled, on its device.
+    keeps_samples: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def max_total_tokens(new: NewRequest, config: EngineConfig) -> int:
 
 def _capacity(config: EngineConfig) -> int:
     """Tokens of a sequence that has the whole pool, up to the model's length."""
-    footprint = KVFootprint(config.block_size, config.window)
+    footprint = KVFootprint(config.block_size, config.windows)
     return footprint.longest(config.num_blocks, config.max_model_len)
 
 

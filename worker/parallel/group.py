@@ -35,6 +35,10 @@ class TPGroup(Protocol):
         """x: [..., n] on each rank; returns [..., size * n] in rank order, on every rank."""
         ...
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's values on every rank, in place; x: of the same shape and type on all."""
+        ...
+
     def min_int(self, value: int) -> int:
         """The smallest value over ranks."""
         ...
@@ -56,6 +60,9 @@ class SingleGroup:
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def broadcast(self, x: Tensor) -> Tensor:
         return x
 
     def min_int(self, value: int) -> int:
@@ -83,14 +90,17 @@ class DistributedGroup:
         self.size = size
         self._device = device
         self._is_open = True
+        is_cuda = device.type == "cuda"
+        if is_cuda and device.index is None:  # NCCL wants to be told which
+            device = torch.device("cuda", torch.cuda.current_device())
         with _as_shard_error(rank):
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "nccl" if is_cuda else "gloo",
                 store=store,
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=timeout_s),
-                device_id=device if device.type == "cuda" else None,
+                device_id=device if is_cuda else None,
             )
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -101,8 +111,16 @@ class DistributedGroup:
     def all_gather(self, x: Tensor) -> Tensor:
         parts = x.new_empty((self.size, *x.shape))
         with _as_shard_error(self.rank):
-            dist.all_gather(list(parts.unbind()), x.contiguous())
+            if x.is_cuda:  # without a copy of all parts, and as one kernel of a captured step
+                dist.all_gather_into_tensor(parts, x.contiguous())
+            else:
+                dist.all_gather(list(parts.unbind()), x.contiguous())
         return parts.movedim(0, -2).flatten(-2)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        with _as_shard_error(self.rank):
+            dist.broadcast(x, src=0)
+        return x
 
     def min_int(self, value: int) -> int:
         x = torch.tensor([value], dtype=torch.int64, device=self._device)

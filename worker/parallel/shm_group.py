@@ -103,6 +103,12 @@ class SharedMemoryGroup:
             start = end
         return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        flat = x.contiguous().view(-1)
+        for piece in flat.split(SLOT_BYTES // x.element_size()):
+            piece.copy_(self._exchange(piece)[0])
+        return x if x.is_contiguous() else x.copy_(flat.view(x.shape))
+
     def min_int(self, value: int) -> int:
         return int(self.all_gather(torch.tensor([value], dtype=torch.int64)).min())
 

@@ -7,7 +7,7 @@ Built by the shard, called from the engine thread.
 import logging
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from worker.engine.step import StepPlan, StepResult
 from worker.errors import ShardError
@@ -15,6 +15,8 @@ from worker.parallel.group import TPGroup
 from worker.parallel.step_channel import PlanReceiver, PlanSender
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REASON_WAIT_S = 0.5  # a follower's own words may arrive after the group has noticed
 
@@ -71,11 +73,15 @@ class TPExecutor:
         return self._failure
 
     def execute(self, plan: StepPlan) -> StepResult:
+        return self._run(plan, self._runner.execute)
+
+    def _run(self, plan: StepPlan, begin: Callable[[StepPlan], T]) -> T:
+        """On all ranks; `begin` on this one."""
         if self._failure is not None:
             raise ShardError(str(self._failure))
         try:
             self._channel.send(plan)
-            return self._runner.execute(plan)
+            return begin(plan)
         except Exception as error:
             raise self._explain(error) from error
 

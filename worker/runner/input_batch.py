@@ -12,19 +12,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from worker.attention.base import BatchLayout
+from worker.attention.base import BatchLayout, IntArray
+from worker.attention.upload import upload
 from worker.engine.step import ScheduledSequence, StepPlan
 from worker.layers.shard import divide_up
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One step's tensors. T tokens, S sampled sequences, D guesses to verify."""
+    """One step's tensors. T tokens, S sampled sequences, D guesses to verify, G KV groups."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [T] int64
-    layout: BatchLayout
+    slot_mappings: Tensor  # [G, T] int64
+    layouts: list[BatchLayout]  # of each group: they differ in their block tables
     sampled_rows: Tensor  # [S + D] int64: the tokens whose successors are sampled
     sampled_slots: list[int]  # [S]
     drafts: list[list[int]] | None  # [S] each sequence's guesses; None: D is 0
@@ -32,7 +33,10 @@ class StepInputs:
 
 
 class InputBatch:
-    """Block tables by slot. Invariant: a row is filled exactly as far as its sequence's blocks."""
+    """Block tables by KV group and slot.
+
+    Invariant: a row is filled exactly as far as its sequence's blocks, in all groups alike.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,14 @@ class InputBatch:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        num_groups: int = 1,
     ) -> None:
         width = divide_up(max_model_len, block_size)
         self._max_model_len, self._block_size = max_model_len, block_size
         self._dtype, self._device = dtype, device
-        self._tables = np.zeros((max_num_seqs, width), dtype=np.int32)
-        self._num_blocks = [0] * max_num_seqs
+        self._num_groups = num_groups
+        self._tables = np.zeros((num_groups, max_num_seqs, width), dtype=np.int32)
+        self._num_blocks = [0] * max_num_seqs  # of each group
 
     def apply(self, plan: StepPlan) -> None:
         """Takes over the plan's changes of slots and tables; before `build`."""
@@ -59,9 +65,11 @@ class InputBatch:
                 self._append(sequence.slot, sequence.new_block_ids)
 
     def _append(self, slot: int, block_ids: list[int]) -> None:
-        start = self._num_blocks[slot]
-        stop = start + len(block_ids)
-        self._tables[slot, start:stop] = block_ids
+        """block_ids: one of each group after another, place by place."""
+        start, num_groups = self._num_blocks[slot], self._num_groups
+        stop = start + len(block_ids) // num_groups
+        for group, tables in enumerate(self._tables):
+            tables[slot, start:stop] = block_ids[group::num_groups]
         self._num_blocks[slot] = stop
 
     def build(self, plan: StepPlan) -> StepInputs:
@@ -73,33 +81,39 @@ class InputBatch:
         # Native kernels read by these numbers, and check none of them.
         assert longest <= self._max_model_len, f"a sequence of {longest} tokens"
         assert lens.min() > 0 and ends[-1] == len(plan.token_ids), "lengths of other tokens"
-        tables = self._tables[slots, : divide_up(longest, self._block_size)]
+        # [G, R, W]; as it comes out of the index only a single group's is contiguous.
+        tables = self._tables[:, slots, : divide_up(longest, self._block_size)]
+        tables = np.ascontiguousarray(tables)
         firsts = ends - lens
         rows = np.repeat(np.arange(len(slots)), lens)  # [T] sequence of each token
         positions = np.arange(ends[-1]) + (starts - firsts)[rows]
-        blocks = tables[rows, positions // self._block_size].astype(np.int64)
-        slot_mapping = blocks * self._block_size + positions % self._block_size
+        blocks = tables[:, rows, positions // self._block_size].astype(np.int64)
+        slot_mappings = blocks * self._block_size + positions % self._block_size
+        slot_mappings = np.ascontiguousarray(slot_mappings)
         drafts, sampled_rows = _drafts(plan, ends)
+        token_ids = np.array(plan.token_ids, dtype=np.int64)
+        arrays = upload([token_ids, positions, slot_mappings, sampled_rows], self._device)
         return StepInputs(
-            token_ids=self._tensor(np.array(plan.token_ids, dtype=np.int64)),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(slot_mapping),
-            layout=BatchLayout(
-                query_lens=lens.astype(np.int32),
-                context_lens=context_lens.astype(np.int32),
-                block_tables=tables,
-                block_size=self._block_size,
-                dtype=self._dtype,
-                device=self._device,
-            ),
-            sampled_rows=self._tensor(sampled_rows),
+            token_ids=arrays[0],
+            positions=arrays[1],
+            slot_mappings=arrays[2],
+            layouts=self._layouts(lens.astype(np.int32), context_lens.astype(np.int32), tables),
+            sampled_rows=arrays[3],
             sampled_slots=[s.slot for s in plan.sequences if s.is_sampled],
             drafts=drafts,
             first_rows=firsts.tolist(),
         )
 
-    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _layouts(
+        self, query_lens: IntArray, context_lens: IntArray, tables: IntArray
+    ) -> list[BatchLayout]:
+        """tables: [G, R, W]"""
+        return [
+            BatchLayout(
+                query_lens, context_lens, group, self._block_size, self._dtype, self._device
+            )
+            for group in tables
+        ]
 
 
 def _columns(sequences: list[ScheduledSequence]) -> npt.NDArray[np.int64]:

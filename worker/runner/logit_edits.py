@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.sampling_params import SamplingParams
-from worker.engine.step import AdmittedSequence
+from worker.engine.step import UNKNOWN_TOKEN, AdmittedSequence
 from worker.runner.grammar import SlotGrammar
 from worker.runner.truncation import TruncationParams
 
@@ -119,6 +119,14 @@ class SlotState:
             other.counts = self.counts.copy()
             other.counts.record(token_id)
         return other
+
+    def reserve(self) -> int:
+        """A place among the output for a token that is not known yet. Nothing here may hang on
+        which token it is: see `SamplingParams.is_self_contained`.
+        """
+        assert self.params.is_self_contained, "a token that the host must see"
+        self.output_ids.append(UNKNOWN_TOKEN)
+        return len(self.output_ids) - 1
 
     def append(self, token_id: int) -> None:
         self.output_ids.append(token_id)

@@ -15,6 +15,7 @@ from worker.runner.largest import largest
 LOGPROB_FLOOR = -9999.0  # stands for minus infinity, which JSON cannot say
 _PIECE_ELEMENTS = 1 << 24  # float32 scratch of at most 64 MiB
 _SUM_WIDTH = 8192
+_CUDA_SUM_WIDTH = 1 << 18
 # Looked at beyond the alternatives asked for: holds ties at their end and tells most tokens' rank.
 _LIST_ROOM = 12
 
@@ -49,8 +50,9 @@ def exp_mass(x: Tensor, row_max: Tensor, floor: Tensor | None = None) -> Tensor:
     the batch.
     """
     total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    for start in range(0, x.shape[1], _SUM_WIDTH):
-        part = x[:, start : start + _SUM_WIDTH]
+    width = _SUM_WIDTH if x.device.type == "cpu" else _CUDA_SUM_WIDTH
+    for start in range(0, x.shape[1], width):
+        part = x[:, start : start + width]
         weights = (part - row_max[:, None]).exp_()
         if floor is not None:
             weights.masked_fill_(part < floor[:, None], 0)

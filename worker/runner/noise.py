@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.attention.upload import upload
 from worker.runner.largest import largest
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _CHUNK_ELEMENTS = 1 << 16  # of the dense pass: its scratch stays in the L2 cache
+_CUDA_CHUNK_ELEMENTS = 1 << 24  # there each of its dozen operators is a launch
 # Dense scores are first computed in float32, the best of them again in float64: which kernel took
 # a logarithm then changes no token. The float32 error is below 0.01; so near to the winner there is
 # another token in one draw of a hundred, and never fifteen of them.
@@ -42,7 +44,7 @@ def noise_keys(seeds: Sequence[int], positions: Sequence[int], device: torch.dev
         for seed, position in zip(seeds, positions, strict=True)
     ]
     words = np.array(keys, dtype=np.uint64).view(np.int32).reshape(-1, 2)
-    return torch.from_numpy(words).to(device)
+    return upload([words], device)[0]
 
 
 def token_bits(keys: Tensor, token_ids: Tensor) -> Tensor:
@@ -82,6 +84,8 @@ def noisy_argmax_above(x: Tensor, keys: Tensor, floor: Tensor) -> Tensor:
     stands for a row that none reaches.
     """
     stays = x >= floor[:, None]
+    if x.device.type != "cpu":  # counting them would have the host wait
+        return noisy_argmax(x.masked_fill(~stays, -torch.inf), keys)
     at = stays.nonzero(as_tuple=True)
     if len(at[0]) <= x.numel() * _FEW:
         return _decide(x, keys, at)
@@ -101,7 +105,8 @@ def _decide(x: Tensor, keys: Tensor, at: tuple[Tensor, ...]) -> Tensor:
 def _rough_scores(x: Tensor, keys: Tensor) -> Tensor:
     """x + Gumbel in float32, by columns. [R, V]."""
     num_rows, vocab_size = x.shape
-    width = max(1024, _CHUNK_ELEMENTS // max(num_rows, 1))
+    size = _CHUNK_ELEMENTS if x.device.type == "cpu" else _CUDA_CHUNK_ELEMENTS
+    width = max(1024, size // max(num_rows, 1))
     scores = torch.empty_like(x)
     keys = keys[:, None, :]
     for start in range(0, vocab_size, width):

@@ -6,20 +6,17 @@ need, so a greedy batch is one argmax. Called by the model runner on rank 0; kno
 or models.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from worker.engine.step import AdmittedSequence, TokenLogprobs
 from worker.runner.constrained_rows import ConstrainedRows
+from worker.runner.drawing import Rows, apply_temperature, choose_unseen, draw, greedy, row_argmax
 from worker.runner.grammar import GrammarMasks
 from worker.runner.grammar_logits import allowed_tokens, forbid_tokens, greedy_in_grammar
 from worker.runner.logit_edits import SlotState, apply_edits
 from worker.runner.logits import finite_logits, token_logprobs
-from worker.runner.noise import gumbel, noise_keys, noisy_argmax, noisy_argmax_above
 from worker.runner.sampled import Logprobs, Sampled
-from worker.runner.truncation import exact_threshold, find_candidates, min_p_floor
 
 
 class Sampler:
@@ -73,6 +70,13 @@ class Sampler:
         states = [self._state(slot) for slot in slots]
         rows = ConstrainedRows(self._grammars, states, slots)
         return rows.complete(self._sampled(*rows.sampled_now(logits, drafts)))
+
+    def begin(self, logits: Tensor, slots: list[int]) -> tuple[Tensor, list[SlotState]]:
+        """The next tokens of sequences that are all self-contained, [S] int64 on the device, and
+        whose they are. The same as `sample` brings, but the host waits for nothing.
+        """
+        states = [self._state(slot) for slot in slots]
+        return choose_unseen(logits[:, : self._vocab_size], states), states
 
     def warm_up(self) -> None:
         """Starts what computes masks."""
@@ -143,12 +147,12 @@ class Sampler:
     def _choose(self, logits: Tensor, states: list[SlotState]) -> Tensor:
         plain = [i for i, s in enumerate(states) if s.is_plain]
         if len(plain) == len(states):
-            return _greedy(logits)
+            return greedy(logits)
         special = sorted(set(range(len(states))).difference(plain))
         tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
         if plain:
             index = torch.tensor(plain, device=logits.device)
-            tokens[index] = _greedy(logits[index])
+            tokens[index] = greedy(logits[index])
         index = torch.tensor(special, device=logits.device)
         tokens[index] = _choose_special(
             logits[index] if plain else logits, [states[i] for i in special]
@@ -176,7 +180,7 @@ def _choose_edited(logits: Tensor, states: list[SlotState]) -> Tensor:
     forbid_tokens(x, states)  # last, so that no bias lifts what a grammar forbids
     drawn = [i for i, state in enumerate(states) if not state.params.is_greedy]
     if not drawn:
-        tokens = _row_argmax(x)
+        tokens = row_argmax(x)
         row_max = x.gather(1, tokens[:, None]).squeeze(1)
     else:
         tokens, row_max = _draw_some(x, drawn, states)
@@ -207,98 +211,16 @@ def _last_resort(logits: Tensor, state: SlotState) -> int:
 def _draw_some(x: Tensor, drawn: list[int], states: list[SlotState]) -> tuple[Tensor, Tensor]:
     """Draws the rows `drawn`, takes the largest of the others. Returns tokens and maxima, [R]."""
     if len(drawn) == len(states):
-        row_max = _apply_temperature(x, states)
-        return _draw(_Rows(x, row_max, states)), row_max
-    tokens = _row_argmax(x)
+        row_max = apply_temperature(x, states)
+        return draw(Rows(x, row_max, states)), row_max
+    tokens = row_argmax(x)
     row_max = x.gather(1, tokens[:, None]).squeeze(1)
     index = torch.tensor(drawn, device=x.device)
     some, some_states = x[index], [states[i] for i in drawn]
-    some_max = _apply_temperature(some, some_states)
-    tokens[index] = _draw(_Rows(some, some_max, some_states))
+    some_max = apply_temperature(some, some_states)
+    tokens[index] = draw(Rows(some, some_max, some_states))
     row_max[index] = some_max
     return tokens, row_max
-
-
-def _apply_temperature(x: Tensor, states: list[SlotState]) -> Tensor:
-    """In place; returns the rows' maxima [R]."""
-    if any(state.params.temperature != 1 for state in states):
-        x /= x.new_tensor([state.params.temperature for state in states])[:, None]
-    return x.amax(dim=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows to draw from: logits after temperature [R, V], their maxima [R], and whose they are."""
-
-    x: Tensor
-    row_max: Tensor
-    states: list[SlotState]
-
-    def keys(self) -> Tensor:
-        seeds = [state.params.seed for state in self.states]
-        return noise_keys(seeds, [state.position for state in self.states], self.x.device)
-
-    def take(self, rows: list[int]) -> "_Rows":
-        if len(rows) == len(self.states):
-            return self
-        index = torch.tensor(rows, device=self.x.device)
-        return _Rows(self.x[index], self.row_max[index], [self.states[i] for i in rows])
-
-
-def _draw(rows: _Rows) -> Tensor:
-    """Truncates and draws. Returns [R] int64."""
-    ordered = [i for i, s in enumerate(rows.states) if s.truncation.needs_order]
-    if not ordered:
-        return _draw_dense(rows)
-    if len(ordered) == len(rows.states):
-        return _draw_truncated(rows)
-    dense = sorted(set(range(len(rows.states))).difference(ordered))
-    tokens = torch.empty(len(rows.states), dtype=torch.int64, device=rows.x.device)
-    tokens[torch.tensor(ordered, device=rows.x.device)] = _draw_truncated(rows.take(ordered))
-    tokens[torch.tensor(dense, device=rows.x.device)] = _draw_dense(rows.take(dense))
-    return tokens
-
-
-def _draw_truncated(rows: _Rows) -> Tensor:
-    """top-k and top-p: as a rule noise for a short list of tokens is enough."""
-    found = find_candidates(rows.x, rows.row_max, [state.truncation for state in rows.states])
-    scores = found.logits.double() + gumbel(rows.keys()[:, None, :], found.token_ids.int())
-    tokens = found.token_ids.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
-    open_rows = (~found.is_complete).nonzero().squeeze(1).tolist()
-    if open_rows:
-        rest = rows.take(open_rows)
-        threshold = found.threshold[open_rows]
-        unknown = (~found.is_known[open_rows]).nonzero().squeeze(1).tolist()
-        if unknown:
-            hard = rest.take(unknown)
-            hard_params = [state.truncation for state in hard.states]
-            threshold[unknown] = exact_threshold(hard.x, hard.row_max, hard_params)
-        tokens[open_rows] = noisy_argmax_above(rest.x, rest.keys(), threshold)
-    return tokens
-
-
-def _draw_dense(rows: _Rows) -> Tensor:
-    """Any token may win; min-p only forbids the unlikely ones."""
-    params = [state.truncation for state in rows.states]
-    if any(row.min_p > 0 for row in params):
-        return noisy_argmax_above(rows.x, rows.keys(), min_p_floor(rows.row_max, params))
-    return noisy_argmax(rows.x, rows.keys())
-
-
-def _greedy(logits: Tensor) -> Tensor:
-    """The first of the largest in each row; NaN counts as minus infinity. Returns [R] int64."""
-    tokens = _row_argmax(logits)
-    is_nan = logits.gather(1, tokens[:, None]).squeeze(1).isnan()
-    if bool(is_nan.any()):
-        tokens[is_nan] = _row_argmax(finite_logits(logits[is_nan]))
-    return tokens
-
-
-def _row_argmax(x: Tensor) -> Tensor:
-    """As torch.argmax(dim=1): the first of equal ones, NaN before all. On CPUs numpy is quicker."""
-    if x.device.type != "cpu":
-        return x.argmax(dim=1)
-    return torch.from_numpy(x.detach().float().numpy().argmax(axis=1))
 
 
 def _kept_rows(found: list[int], drafts: list[list[int]]) -> tuple[list[int], list[int]]:

@@ -9,9 +9,11 @@ Shapes: R = rows, V = vocabulary, K = the largest logits looked at.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from worker.attention.upload import upload
 from worker.runner.largest import largest
 from worker.runner.logits import exp_mass
 
@@ -48,7 +50,8 @@ class Candidates:
 def min_p_floor(row_max: Tensor, rows: list[TruncationParams]) -> Tensor:
     """p >= min_p * p_max, as a bound on the logit. row_max: [R]; returns [R] float32."""
     logs = [math.log(row.min_p) if row.min_p > 0 else -math.inf for row in rows]
-    return (row_max.double() + row_max.new_tensor(logs, dtype=torch.float64)).float()
+    (floors,) = upload([np.array(logs, dtype=np.float64)], row_max.device)
+    return (row_max.double() + floors).float()
 
 
 def find_candidates(x: Tensor, row_max: Tensor, rows: list[TruncationParams]) -> Candidates:
@@ -91,8 +94,11 @@ def _threshold(
     enough to know them [R].
     """
     length = ordered.shape[1]
-    top_k = torch.tensor([row.top_k or x.shape[1] for row in rows], device=x.device)
-    top_p = torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=x.device)
+    asked = [
+        np.array([row.top_k or x.shape[1] for row in rows], dtype=np.int64),
+        np.array([row.top_p for row in rows], dtype=np.float64),
+    ]
+    top_k, top_p = upload(asked, x.device)
     kth = ordered.gather(1, top_k.clamp(max=length)[:, None] - 1).squeeze(1)
     kth.masked_fill_(top_k > length, -torch.inf)
     floor = torch.maximum(kth, min_p_floor(row_max, rows))
@@ -116,7 +122,11 @@ def _replace_partial_mass(
     """
     if ordered.shape[1] == x.shape[1]:
         return
-    index = (has_top_p & (floor <= ordered[:, -1])).nonzero().squeeze(1)
+    is_partial = has_top_p & (floor <= ordered[:, -1])
+    if x.device.type != "cpu":  # to count them would have the host wait
+        mass.copy_(torch.where(is_partial, exp_mass(x, row_max, floor), mass))
+        return
+    index = is_partial.nonzero().squeeze(1)
     if len(index) > 0:
         part = x if len(index) == len(x) else x[index]
         mass[index] = exp_mass(part, row_max[index], floor[index])

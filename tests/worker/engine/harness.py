@@ -4,10 +4,12 @@ from collections import defaultdict
 from collections.abc import Hashable
 from typing import Any
 
+from tests.fake_async_executor import FakeAsyncExecutor
 from tests.fake_executor import FakeExecutor, generate_alone
 from worker.config import EngineConfig, SpeculationConfig
 from worker.engine.engine import Engine
 from worker.engine.kv_footprint import KVFootprint
+from worker.engine.lookahead_engine import engine_for
 from worker.engine.request import NewRequest, RequestOutput
 from worker.engine.sampling_params import SamplingParams
 
@@ -36,11 +38,13 @@ class Harness:
         max_model_len: int = 128,
         max_num_waiting: int = 1000,
         enable_prefix_caching: bool = True,
-        window: int | None = None,
+        windows: tuple[int | None, ...] = (None,),
         speculation: SpeculationConfig | None = None,
         target_itl_ms: float | None = None,
         memory: int | None = None,
+        looks_ahead: bool = False,
     ) -> None:
+        """`looks_ahead`: the executor takes a step while another runs."""
         self.memory = memory
         self.config = EngineConfig(
             num_blocks=num_blocks,
@@ -50,23 +54,24 @@ class Harness:
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(),
-            window=window,
+            windows=windows,
             enable_prefix_caching=enable_prefix_caching,
             max_num_waiting=max_num_waiting,
             speculation=speculation,
             target_itl_ms=target_itl_ms,
         )
-        self.executor = FakeExecutor(
+        executor_class = FakeAsyncExecutor if looks_ahead else FakeExecutor
+        self.executor = executor_class(
             num_blocks,
             block_size,
             VOCAB_SIZE,
             max_num_seqs,
             max_num_batched_tokens,
-            window=window,
+            windows=windows,
             memory=memory,
         )
         self.clock = Clock()
-        self.engine = Engine(self.config, self.executor, self.clock)
+        self.engine: Engine = engine_for(self.config, self.executor, self.clock)
         self.added: dict[int, NewRequest] = {}
         self.tokens: dict[int, list[int]] = defaultdict(list)
         self.ends: dict[int, RequestOutput] = {}
@@ -105,7 +110,7 @@ class Harness:
     def expected_tokens(self, handle: int) -> list[int]:
         """What the request would bring if it were alone."""
         new = self.added[handle]
-        footprint = KVFootprint(self.config.block_size, self.config.window)
+        footprint = KVFootprint(self.config.block_size, self.config.windows)
         limit = footprint.longest(self.config.num_blocks, self.config.max_model_len)
         alone = generate_alone(new.prompt_token_ids, new.sampling, VOCAB_SIZE, limit, self.memory)
         return alone[len(new.emitted_token_ids) :]

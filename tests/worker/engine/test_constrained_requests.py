@@ -42,16 +42,16 @@ asks = st.lists(
     num_blocks=st.sampled_from([20, 64]),
     num_batched_tokens=st.sampled_from([8, 17, 64]),
     speculates=st.booleans(),
-    window=st.sampled_from([None, 12]),
+    windows=st.sampled_from([(None,), (12,), (None, 12)]),
 )
 def test_tokens_and_ends_are_as_of_any_request(
-    asks, num_blocks, num_batched_tokens, speculates, window
+    asks, num_blocks, num_batched_tokens, speculates, windows
 ):
     harness = Harness(
         num_blocks=num_blocks,
         max_num_batched_tokens=num_batched_tokens,
         speculation=SpeculationConfig(4, 3, 1) if speculates else None,
-        window=window,
+        windows=windows,
         memory=2,
     )
     for handle, ask in enumerate(asks):

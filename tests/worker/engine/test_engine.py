@@ -459,7 +459,7 @@ def test_a_grammar_of_an_unknown_kind_is_refused() -> None:
 
 def test_windowed_sequences_outgrow_the_pool() -> None:
     # Three sequences of up to 128 tokens, 300 in all, in a cache of 48.
-    harness = Harness(num_blocks=12, max_num_batched_tokens=16, window=9)
+    harness = Harness(num_blocks=12, max_num_batched_tokens=16, windows=(9,))
     harness.add(1, prompt_of(100), max_tokens=28)
     harness.add(2, prompt_of(4, start=3), max_tokens=120)
     harness.add(3, prompt_of(40, start=9), max_tokens=20)
@@ -470,7 +470,7 @@ def test_windowed_sequences_outgrow_the_pool() -> None:
 
 
 def test_windowed_prompt_resumes_from_the_window_alone() -> None:
-    harness = Harness(num_blocks=12, window=9)
+    harness = Harness(num_blocks=12, windows=(9,))
     harness.add(1, prompt_of(90), max_tokens=1)
     harness.run()
     computed = harness.executor.computed_tokens

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.worker.engine.harness import VOCAB_SIZE, Harness
 from worker.config import SpeculationConfig
+from worker.engine.kv_footprint import KVFootprint
 from worker.engine.request import Status
 
 # Prompts are cut from few sources, so that prefixes are often shared.
@@ -44,6 +45,10 @@ adds = st.builds(
     prompt_logprobs=st.sampled_from([False, False, True]),
     salt=st.sampled_from(["", "", "", "other"]),
 )
+WINDOWS: list[tuple[int | None, ...]] = [
+    (None,), (None,), (1,), (3,), (8,), (13,), (100,),
+    (None, 3), (None, 13), (None, 8, 8), (None, None, 5), (8, 3), (None, 13, 13, 1),
+]  # fmt: skip
 actions = st.lists(
     st.one_of(adds, adds, st.builds(Abort, st.integers(0, 30)), st.just("step")), max_size=40
 )
@@ -82,20 +87,29 @@ def check_books(harness: Harness) -> None:
     engine = harness.engine
     engine.check_integrity()
     scheduler, pool = engine._scheduler, engine._pool
-    users = Counter(
-        b for request in scheduler.running for b in request.block_ids[request.num_released_blocks :]
-    )
+    kv_cache, windows = scheduler._kv_cache, harness.config.windows
+    footprint = KVFootprint(harness.config.block_size, windows)
+    chunk = harness.config.max_num_batched_tokens * engine.max_steps_under_way
+    users = Counter(b for request in scheduler.running for b in kv_cache.held(request))
     assert pool.num_free + len(users) == pool.num_blocks
     for request in scheduler.running:
         assert request.status is Status.RUNNING
-        held = request.block_ids[request.num_released_blocks :]
+        held = kv_cache.held(request)
         assert len(set(held)) == len(held)
         assert request.num_computed_tokens < request.num_tokens
         assert request.num_computed_tokens <= request.capacity
-        for i, block_id in enumerate(held, start=request.num_released_blocks):
-            if users[block_id] > 1:  # shared, and only by those with the same tokens up to here
-                assert pool.lookup(request.block_hashes[i]) == block_id
-                assert i < request.num_blocks_cached
+        num_held = len(request.reserved_block_ids)
+        for group, window in enumerate(windows):
+            table = request.block_ids[group :: len(windows)]
+            first = footprint.num_unseen(request.released_at, window)
+            num_held += len(table) - first
+            if window is not None:
+                assert len(table) - first <= -(-(window + chunk) // footprint.block_size) + 1
+            for place, block_id in enumerate(table[first:], start=first):
+                if users[block_id] > 1:  # shared, and only by those with the same tokens up to here
+                    assert pool.lookup(request.block_hashes[place], group) == block_id
+                    assert place < request.num_blocks_cached
+        assert num_held == len(held)
     for request in scheduler.waiting:
         assert request.status is Status.WAITING and request.block_ids == []
     slots = [request.slot for request in scheduler.running]
@@ -127,7 +141,7 @@ def check_ends(harness: Harness, aborted: set[int]) -> None:
     max_num_seqs=st.integers(1, 6),
     budget=st.integers(1, 40),
     enable_prefix_caching=st.booleans(),
-    window=st.sampled_from([None, None, 1, 3, 8, 13, 100]),
+    windows=st.sampled_from(WINDOWS),
     speculation=st.sampled_from([None, SpeculationConfig(3, 2, 1), SpeculationConfig(9, 1, 1)]),
     memory=st.sampled_from([None, 1]),
 )
@@ -138,7 +152,7 @@ def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
     max_num_seqs: int,
     budget: int,
     enable_prefix_caching: bool,
-    window: int | None,
+    windows: tuple[int | None, ...],
     speculation: SpeculationConfig | None,
     memory: int | None,
 ) -> None:
@@ -148,7 +162,7 @@ def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         enable_prefix_caching=enable_prefix_caching,
-        window=window,
+        windows=windows,
         speculation=speculation,
         memory=memory,
     )

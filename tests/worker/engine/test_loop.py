@@ -258,3 +258,46 @@ def test_submits_from_many_threads_all_end(num_threads: int) -> None:
         for i in range(num_threads):
             for handle in range(100 * i, 100 * i + 20):
                 assert sink.wait_for_end(handle).finish_reason == "length"
+
+
+def test_held_outputs_are_handed_over_while_the_next_step_computes() -> None:
+    harness = Harness()
+    loop, sink = EngineLoop(harness.engine), Sink()
+    seen: list[int] = []  # batches handed over when a step had just begun, and once it computed
+
+    def compute(plan: object) -> None:
+        seen.append(len(sink.batches))
+        loop.hand_over()
+        seen.append(len(sink.batches))
+
+    harness.executor.before_step = compute
+    loop.hold_back()
+    loop.start(sink.on_outputs, sink.on_death)
+    try:
+        loop.submit(new_request(1, prompt_of(3), max_tokens=4))
+        sink.wait_for_end(1)
+    finally:
+        assert loop.stop(drain=False, timeout_s=WAIT_S)
+    assert seen == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert [len(output.token_ids) for output in sink.outputs(1)] == [1, 1, 1, 1]
+
+
+def test_held_outputs_come_before_the_end_of_a_failed_engine() -> None:
+    harness = Harness()
+    loop, sink = EngineLoop(harness.engine), Sink()
+
+    def fail_third(plan: object) -> None:
+        if harness.engine.steps == 2:
+            raise RuntimeError("broken")
+
+    harness.executor.before_step = fail_third
+    loop.hold_back()
+    loop.start(sink.on_outputs, sink.on_death)
+    try:
+        loop.submit(new_request(1, prompt_of(3), max_tokens=4))
+        sink.wait_for_death()
+    finally:
+        assert loop.stop(drain=False, timeout_s=WAIT_S)
+    *tokens, end = sink.outputs(1)
+    assert [len(output.token_ids) for output in tokens] == [1, 1]
+    assert end.finish_reason == "error"

@@ -35,6 +35,9 @@ def test_repetitive_text_takes_fewer_steps_and_brings_the_same() -> None:
     assert num_guessing < 100
     counters = guessing.engine.counters()
     assert 0 < counters.accepted_tokens < counters.draft_tokens
+    by_position = counters.accepted_by_position
+    assert sum(by_position) == counters.accepted_tokens and by_position[0] <= counters.drafts
+    assert list(by_position) == sorted(by_position, reverse=True) and min(by_position) > 0
     assert counters.accepted_tokens == 150 - num_guessing
     assert counters.generation_tokens == 150
 

@@ -44,6 +44,9 @@ def collect(rank: int, size: int, address: str, kind: str, report: "Queue[Any]")
     found["strided"] = group.all_reduce(strided).numpy()
     gathers = [(3, 5), (4,), (2, LARGE)]
     found["gathers"] = [group.all_gather(part(rank, shape)).numpy() for shape in gathers]
+    ids = torch.arange(7) * (rank + 1) + 2**40
+    casts = (group.broadcast(ids), group.broadcast(part(rank, (LARGE,))))
+    found["casts"] = [cast.numpy() for cast in casts]
     turns = [group.all_reduce(torch.full((4,), float(i + rank))) for i in range(50)]
     found["turns"] = torch.stack(turns)[:, 0].tolist()
     report.put(found)
@@ -77,6 +80,8 @@ def check_collectives(found: dict[str, Any], size: int) -> None:
     for shape, got in zip([(3, 5), (4,), (2, LARGE)], found["gathers"], strict=True):
         expected = torch.cat([part(r, shape) for r in range(size)], dim=-1)
         assert torch.equal(torch.from_numpy(got), expected)
+    assert found["casts"][0].tolist() == [i + 2**40 for i in range(7)]
+    assert torch.equal(torch.from_numpy(found["casts"][1]), part(0, (LARGE,)))
     assert found["turns"] == [size * i + sum(range(size)) for i in range(50)]
 
 

@@ -29,3 +29,22 @@ def test_a_longer_one_is_refused_though_its_blocks_had_room(num_tokens: int, sta
 def test_as_many_tokens_as_the_lengths_say(token_ids: list[int]) -> None:
     with pytest.raises(AssertionError, match="lengths of other tokens"):
         build(3, token_ids=token_ids)
+
+
+def test_each_group_has_tables_and_slots_of_its_own() -> None:
+    batch = InputBatch(2, 16, 4, torch.float32, torch.device("cpu"), num_groups=3)
+    first = ScheduledSequence(1, 0, 6, [10, 20, 30, 11, 21, 31], False)
+    second = ScheduledSequence(1, 6, 3, [12, 22, 32], True)
+    other = ScheduledSequence(0, 0, 2, [5, 6, 7], True)
+    batch.apply(StepPlan(1, [3] * 6, [first], [], []))
+    plan = StepPlan(2, [3] * 5, [second, other], [], [])
+    batch.apply(plan)
+    inputs = batch.build(plan)
+    for group, layout in enumerate(inputs.layouts):
+        tens = 10 * (group + 1)
+        assert layout.block_tables[:, :1].tolist() == [[tens], [5 + group]]
+        assert layout.block_tables[0].tolist() == [tens, tens + 1, tens + 2]
+        assert layout.block_tables.flags.c_contiguous  # native kernels read rows one by one
+        slots = [4 * (tens + 1) + 2, 4 * (tens + 1) + 3, 4 * (tens + 2), 4 * (5 + group)]
+        assert inputs.slot_mappings[group].tolist() == [*slots, 4 * (5 + group) + 1]
+    assert inputs.slot_mappings.is_contiguous()

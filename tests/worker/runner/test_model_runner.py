@@ -25,7 +25,8 @@ from worker.engine.sampling_params import SamplingParams
 from worker.engine.step import StepPlan, StepResult, TokenLogprobs
 from worker.errors import InvalidRequest, MemoryPlanError
 from worker.parallel.group import TPGroup
-from worker.runner.model_runner import ModelRunner, default_num_threads, resolve_device
+from worker.runner.device import default_num_threads, resolve_device
+from worker.runner.model_runner import ModelRunner
 
 
 def greedy_reference(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
