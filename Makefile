@@ -23,7 +23,7 @@ serve: install
 	$(BIN)/shoal serve $(MODEL) $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu and not clients" $(ARGS)
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m "slow or chaos" --timeout 900 $(ARGS)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from cluster.options import ServeOptions
 
 FIRST_BACKOFF_S = 0.5
@@ -41,7 +43,14 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-Spawn = Callable[[int], tuple[Process, "OutputTail"]]
+class Spawn(Protocol):
+    """Starts gateways, each for a slot."""
+
+    def __call__(self, index: int, /) -> tuple[Process, "OutputTail"]: ...
+
+    def bury(self, pid: int) -> None:
+        """One of them has ended, and was waited for: nothing of it may go on counting."""
+        ...
 
 
 def gateway_command(options: ServeOptions, port: int, scheduler_address: str) -> list[str]:
@@ -220,6 +229,7 @@ class GatewayProcesses:
         slot.start_at = now + slot.backoff_s
         death = GatewayDeath(slot.process.pid, exit_code, slot.backoff_s, slot.output.text())
         slot.backoff_s = min(MAX_BACKOFF_S, 2 * slot.backoff_s)
+        self._spawn.bury(slot.process.pid)
         slot.process = None
         return death
 
@@ -240,24 +250,33 @@ class SharedFolder:
     def environment(self) -> dict[str, str]:
         return {"PROMETHEUS_MULTIPROC_DIR": self._folder.name}
 
-    def forget_the_dead(self) -> None:
+    def bury(self, pid: int) -> None:
         """What a dead gateway had counted stays; what it had in flight does not."""
-        for file in Path(self._folder.name).glob("gauge_live*_*.db"):
-            if not Path("/proc", file.stem.rpartition("_")[2]).exists():
-                file.unlink(missing_ok=True)
+        mark_process_dead(pid, self._folder.name)  # type: ignore[no-untyped-call]
+
+
+class GatewaySpawn:
+    """Starts gateways of one kind, with a folder in common where there are several."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], shared: SharedFolder | None
+    ) -> None:
+        self._command = command
+        self._env = env
+        self._shared = shared
+
+    def __call__(self, index: int, /) -> tuple[Process, OutputTail]:
+        return popen(self._command, self._env)
+
+    def bury(self, pid: int) -> None:
+        if self._shared is not None:
+            self._shared.bury(pid)
 
 
 def default_spawn(options: ServeOptions, port: int, scheduler_address: str) -> Spawn:
     command = gateway_command(options, port, scheduler_address)
     env = gateway_environment(options, os.environ)
     if options.num_gateways < 2:
-        return lambda index: popen(command, env)
+        return GatewaySpawn(command, env, None)
     shared = SharedFolder()
-    command += shared.flags
-    env |= shared.environment
-
-    def spawn(index: int) -> tuple[Process, OutputTail]:
-        shared.forget_the_dead()
-        return popen(command, env)
-
-    return spawn
+    return GatewaySpawn([*command, *shared.flags], {**env, **shared.environment}, shared)

@@ -125,6 +125,19 @@ def _counters(engines: Engines) -> Iterator[Metric]:
     for labels, replica in engines:
         steps.add_metric(labels, replica.load.steps)
     yield steps
+    yield _accepted_by_position(engines)
+
+
+def _accepted_by_position(engines: Engines) -> Metric:
+    family = CounterMetricFamily(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Guessed tokens that were right, by their place in a step",
+        labels=(*ENGINE, "position"),
+    )
+    for labels, replica in engines:
+        for position, number in enumerate(replica.counters.accepted_by_position):
+            family.add_metric((*labels, str(position)), number)
+    return family
 
 
 def _iteration_tokens(engines: Engines) -> Metric:

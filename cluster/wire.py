@@ -124,6 +124,7 @@ def engine_counters(message: scheduler_pb2.EngineCounters) -> EngineCounters:
         drafts=message.drafts,
         draft_tokens=message.draft_tokens,
         accepted_tokens=message.accepted_tokens,
+        accepted_by_position=tuple(message.accepted_by_position),
         step_tokens=message.step_tokens,
         steps_by_tokens=tuple(message.steps_by_tokens),
     )

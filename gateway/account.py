@@ -107,7 +107,7 @@ class Account:
         bill = Bill() if self._billed is None else self._billed.bill()
         if self._meter is not None and self._is_admitted:
             self._meter.leave()
-            self._meter.settle(self._charged, bill.prompt_tokens + bill.completion_tokens)
+            self._meter.settle(self._charged, bill.num_used)
         if self._asked is not None:
             self._metrics.count_usage(self.tenant.name, self._asked.model, bill)
             if self._write is not None:
@@ -137,6 +137,7 @@ class Account:
             cached_tokens=bill.cached_tokens,
             completion_tokens=bill.completion_tokens,
             reasoning_tokens=bill.reasoning_tokens,
+            abandoned_tokens=bill.abandoned_tokens,
             finish_reasons=bill.finish_reasons,
             first_token_s=None if billed is None else _rounded(billed.first_token_s),
             duration_s=round(duration_s, 6),

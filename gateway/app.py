@@ -115,7 +115,11 @@ def _add_layers(
 
 
 async def _keep_preloading(gateway: GatewayState) -> None:
-    """So that a model's first request does not wait for its tokenizer."""
+    """So that a model's first request does not wait for its tokenizer; and what left the cluster
+    leaves the metrics."""
     while True:
+        replica_ids = gateway.view.replica_ids()
+        if replica_ids is not None:
+            gateway.metrics.follow(replica_ids)
         await gateway.texts.preload()
         await asyncio.sleep(gateway.config.preload_interval_s)

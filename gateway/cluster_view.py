@@ -96,6 +96,15 @@ class LiveClusterView:
         deployment = self._deployment(served_name)
         return () if deployment is None else deployment.replicas
 
+    def replica_ids(self) -> frozenset[str] | None:
+        if self._snapshot is None:
+            return None
+        return frozenset(
+            replica.replica_id
+            for deployment in self._snapshot.deployments
+            for replica in deployment.replicas
+        )
+
     async def engine_metrics(self) -> bytes:
         """Empty while the scheduler is away: an old figure would mislead whoever scales by it."""
         if not self._scheduler.is_connected:

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from gateway.delta_source import DeltaSource, ManySource, OneSource
 from gateway.drain import Drain
-from gateway.errors import APIError
+from gateway.errors import APIError, DeadlineError
 from gateway.parsers.reader import ToolReader, ToolReading
 from gateway.request_timer import EndedChoice, RequestTimer
 from gateway.schemas.answers import (
@@ -130,7 +130,7 @@ class Generation:
 
     def bill(self) -> Bill:
         """What of it costs: the prompts whose answer has begun, and the tokens that came."""
-        num_prompt = num_cached = 0
+        num_prompt = num_cached = num_abandoned = 0
         step = self.plan.choices_per_prompt
         for place in range(0, len(self._choices), step):
             choices = self._choices[place : place + step]
@@ -139,15 +139,24 @@ class Generation:
                 length = len(self.plan.requests[place].prompt_token_ids)
                 num_prompt += length
                 num_cached += min(length, begun[0].timing.num_cached_tokens)
+            elif self._is_given_up:
+                num_abandoned += len(self.plan.requests[place].prompt_token_ids)
         return Bill(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+            abandoned_tokens=num_abandoned,
             finish_reasons=tuple(
                 choice.finish_reason or self._open_reason for choice in self._choices
             ),
         )
+
+    @property
+    def _is_given_up(self) -> bool:
+        """By its client, by leaving or by its deadline, when replicas had its prompts."""
+        has_left = self._open_reason == "abort" or isinstance(self.error, DeadlineError)
+        return self._source is not None and has_left
 
     @property
     def first_token_s(self) -> float | None:

@@ -21,6 +21,7 @@ from protos.grammar_source import cpu_seconds
 logger = logging.getLogger(__name__)
 
 _NUM_PROCESSES = 2
+_NUM_STARTS = 3  # of a process, before it is given up
 _START_TIMEOUT_S = 20.0
 _TRIAL_TIMEOUT_S = 5.0
 _QUEUE_TIMEOUT_S = 15.0
@@ -103,32 +104,47 @@ class GrammarChecker:
             if process.is_alive:
                 return process
             await process.kill()
-        process = _TrialProcess()
-        try:
-            await process.start()
-        except (TimeoutError, EOFError, OSError) as error:
-            await process.kill()
-            logger.error("no process to try grammars in: %r", error)
-            message = "The server cannot check grammars now."
-            raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S) from error
-        except BaseException:  # cancelled at shutdown
-            await process.kill()
-            raise
-        return process
+        return await self._new_process()
+
+    async def _new_process(self) -> "_TrialProcess":
+        """Raises: UnavailableError."""
+        for _ in range(_NUM_STARTS):
+            process = _TrialProcess()
+            try:
+                await process.start()
+                return process
+            except (TimeoutError, EOFError, OSError) as error:
+                await process.kill()
+                logger.error("no process to try grammars in: %r", error)
+            except BaseException:  # cancelled at shutdown
+                await process.kill()
+                raise
+        message = "The server cannot check grammars now."
+        raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
 
     async def _tried(self, grammar: Grammar) -> str:
         process = await self._living_process()
+        try:
+            return await self._tried_in(process, grammar)
+        except (EOFError, OSError):
+            # It may have been dying before: only a process that was just started tells.
+            logger.warning("a process to try grammars in has died, another tries")
+        process = await self._new_process()
+        try:
+            return await self._tried_in(process, grammar)
+        except (EOFError, OSError):
+            logger.warning("a grammar ended the process it was tried in")
+            return "it takes too much memory to compile and to follow"
+
+    async def _tried_in(self, process: "_TrialProcess", grammar: Grammar) -> str:
+        """Raises: EOFError or OSError when the process died."""
         try:
             problem = await process.try_grammar(grammar, self._trial_timeout_s)
         except TimeoutError:
             await process.kill()
             logger.warning("a grammar took too long to try, its process is killed")
             return f"it takes more than {self._trial_timeout_s:g} s to compile and to follow"
-        except (EOFError, OSError):
-            await process.kill()
-            logger.warning("a grammar ended the process it was tried in")
-            return "it takes too much memory to compile and to follow"
-        except BaseException:  # cancelled at shutdown: nobody else knows this process
+        except BaseException:  # it died, or we are cancelled: nobody else knows this process
             await process.kill()
             raise
         self._idle.append(process)
@@ -160,6 +176,8 @@ class _TrialProcess:
         assert self._process is not None
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
+        if stdin.is_closing():  # uvloop raises a bare RuntimeError
+            raise EOFError
         since_s = cpu_seconds(self._process.pid) or 0.0
         stdin.write(line)
         reading = asyncio.ensure_future(stdout.readline())

@@ -7,14 +7,16 @@ share the directory. One request's side of it is gateway/request_timer.py.
 """
 
 import os
+import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway import vllm_names
+from gateway.living_engines import LivingEngines
 from gateway.request_timer import RequestTimer
 from gateway.usage import Bill
 from gateway.vllm_names import WithVllmNames
@@ -23,6 +25,7 @@ from gateway.vllm_names import WithVllmNames
 _FINE_S = (0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.2)
 _FLUSHED_AT = 256  # inter-token observations: adding to a shared histogram costs ten times as much
 
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 _ENGINE = ("model_name", "engine")
 _SECONDS = {
     "time_to_first_token_seconds": ("Arrival to first token.", vllm_names.TTFT_S),
@@ -106,7 +109,7 @@ class EngineMetrics:
 class GatewayMetrics:
     """Owned by the event loop. One per application, with a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         registry = self._registry = CollectorRegistry()
         self.http_requests = _counter(
             registry, "http_requests", "Answered HTTP requests.", "route", "method", "status"
@@ -147,8 +150,8 @@ class GatewayMetrics:
             registry, "admission_rejections", "Refused by a full cluster.", "model_name", "reason"
         )
         self._add_usage(registry)
+        self._living = LivingEngines(clock)
         self._of_model: dict[str, ModelMetrics] = {}
-        self._engines: list[EngineMetrics] = []
         self._usage_children: dict[tuple[str, str], tuple[Counter, ...]] = {}
         self._http_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -160,7 +163,8 @@ class GatewayMetrics:
         )
         self._usage_tokens = Counter(
             "shoal_usage_tokens",
-            "Tokens to be paid; cached ones are prompt, reasoning ones completion tokens too.",
+            "Tokens to be paid; cached ones are prompt, reasoning ones completion tokens too. "
+            "Abandoned ones, of prompts given up before their first token, are neither.",
             [*by_tenant, "kind"],
             registry=registry,
         )
@@ -178,12 +182,13 @@ class GatewayMetrics:
         """`model_name`: of a deployed model, so the number of label values is bounded."""
         found = self._of_model.get(model_name)
         if found is None:
-            found = self._of_model[model_name] = ModelMetrics(self, model_name)
+            found = ModelMetrics(self, model_name, self._living.answered)
+            self._of_model[model_name] = found
         return found
 
     def make_engine(self, *labels: str) -> EngineMetrics:
         histograms = {name: one.labels(*labels) for name, one in self._histograms.items()}
-        made = EngineMetrics(
+        return EngineMetrics(
             inter_token=Intervals(histograms["inter_token_latency_seconds"]),
             histograms=histograms,
             prompt_tokens=self._prompt_tokens.labels(*labels),
@@ -194,8 +199,24 @@ class GatewayMetrics:
             generation_tokens=self._generation_tokens.labels(*labels),
             finished={reason: self._finished.labels(*labels, reason) for reason in _FINISH_REASONS},
         )
-        self._engines.append(made)
-        return made
+
+    def follow(self, replica_ids: Iterable[str]) -> None:
+        """The replicas that the cluster has: of others, some time later, nothing is kept."""
+        self._living.follow(replica_ids)
+        for model in self._of_model.values():
+            for engine in model.drop_unless(self._living.has):
+                self._forget(model.name, engine)
+
+    def _forget(self, *labels: str) -> None:
+        if os.environ.get(_MULTIPROCESS):  # files cannot forget; a scrape leaves it out
+            return
+        families = (self._prompt_tokens, self._prompt_cached, self._generation_tokens)
+        for family in (*families, *self._histograms.values()):
+            family.remove(*labels)
+        for source in _SOURCES:
+            self._prompt_by_source.remove(*labels, source)
+        for reason in _FINISH_REASONS:
+            self._finished.remove(*labels, reason)
 
     def count_http(self, route: str, method: str, status: int, seconds: float) -> None:
         key = (route, method, status)
@@ -211,14 +232,14 @@ class GatewayMetrics:
     def count_usage(self, key: str, model_name: str, bill: Bill) -> None:
         found = self._usage_children.get((key, model_name))
         if found is None:
-            kinds = ("prompt", "cached", "completion", "reasoning")
+            kinds = ("prompt", "cached", "completion", "reasoning", "abandoned")
             found = self._usage_children[key, model_name] = (
                 self._usage_requests.labels(key, model_name),
                 *(self._usage_tokens.labels(key, model_name, kind) for kind in kinds),
             )
         numbers = (
             *(1, bill.prompt_tokens, bill.cached_tokens),
-            *(bill.completion_tokens, bill.reasoning_tokens),
+            *(bill.completion_tokens, bill.reasoning_tokens, bill.abandoned_tokens),
         )
         for child, number in zip(found, numbers, strict=True):
             if number:
@@ -232,28 +253,42 @@ class GatewayMetrics:
 
     def exposition(self, windows: Mapping[str, int] | None = None) -> bytes:
         """`windows`: each model's, in tokens."""
-        for engine in self._engines:
-            engine.inter_token.flush()
+        for model in self._of_model.values():
+            model.flush()
         registry: CollectorRegistry = self._registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if os.environ.get(_MULTIPROCESS):
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(WithVllmNames(registry, windows or {}))  # type: ignore[arg-type]
+        shown = WithVllmNames(registry, windows or {}, self._living.has)
+        return generate_latest(shown)  # type: ignore[arg-type]
 
 
 class ModelMetrics:
     """One model's, by the replica that answers: "" until one has. Owned by the event loop."""
 
-    def __init__(self, metrics: GatewayMetrics, model_name: str) -> None:
+    def __init__(self, metrics: GatewayMetrics, name: str, answered: Callable[[str], None]) -> None:
+        self.name = name
         self._metrics = metrics
-        self._model_name = model_name
+        self._answered = answered
         self._of_engine: dict[str, EngineMetrics] = {}
 
     def of_engine(self, engine: str) -> EngineMetrics:
         found = self._of_engine.get(engine)
         if found is None:
-            found = self._of_engine[engine] = self._metrics.make_engine(self._model_name, engine)
+            self._answered(engine)
+            found = self._of_engine[engine] = self._metrics.make_engine(self.name, engine)
         return found
+
+    def drop_unless(self, is_kept: Callable[[str], bool]) -> list[str]:
+        """The replicas that were dropped."""
+        dropped = [engine for engine in self._of_engine if not is_kept(engine)]
+        for engine in dropped:
+            del self._of_engine[engine]
+        return dropped
+
+    def flush(self) -> None:
+        for engine in self._of_engine.values():
+            engine.inter_token.flush()
 
     def start(self, arrival_s: float, num_choices: int = 1) -> RequestTimer:
         return RequestTimer(self.of_engine, arrival_s, num_choices)

@@ -156,6 +156,10 @@ class ClusterView(Protocol):
 
     def model(self, served_name: str) -> ModelInfo | None: ...
 
+    def replica_ids(self) -> frozenset[str] | None:
+        """Of all models; None: nothing is known of the cluster yet."""
+        ...
+
     def unhealthy_reason(self) -> str | None:
         """None if every model has a replica that makes progress; else a sentence for /health and
         /readyz.

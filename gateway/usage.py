@@ -25,13 +25,23 @@ _GATHER_S = 0.1  # a thread that wakes for each record takes the event loop's tu
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What of a request counts: the prompts whose answer has begun, and the tokens delivered."""
+    """What of a request counts: the prompts whose answer has begun, and the tokens delivered.
+
+    Of a prompt that its client gave up before the first token nobody knows how much was computed:
+    it is no prompt to be paid, but told apart, and counted where a rate is limited.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt tokens
     completion_tokens: int = 0
     reasoning_tokens: int = 0  # of the completion tokens
+    abandoned_tokens: int = 0  # of prompts that a replica had and the client gave up
     finish_reasons: tuple[str, ...] = ()  # one a choice: stop, length, abort, error
+
+    @property
+    def num_used(self) -> int:
+        """What a rate is limited by."""
+        return self.prompt_tokens + self.completion_tokens + self.abandoned_tokens
 
 
 class UsageRecord(msgspec.Struct, frozen=True):
@@ -49,6 +59,7 @@ class UsageRecord(msgspec.Struct, frozen=True):
     cached_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    abandoned_tokens: int
     finish_reasons: tuple[str, ...]
     first_token_s: float | None  # after arrival; None: there was none
     duration_s: float

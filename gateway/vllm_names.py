@@ -5,7 +5,7 @@ with buckets that hold vLLM's, and shown again here. Histograms are cumulative, 
 out gives exactly the histogram that vLLM would have.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client.metrics_core import Metric
@@ -50,19 +50,31 @@ _OURS = "shoal_gateway_"
 
 
 class Collects(Protocol):
-    def collect(self) -> Iterator[Metric]: ...
+    def collect(self) -> Iterable[Metric]: ...
 
 
 class WithVllmNames:
     """The metrics of a source, and those with a second name again under it."""
 
-    def __init__(self, source: Collects, windows: Mapping[str, int]) -> None:
-        """`windows`: tokens of each model's, where vLLM's token buckets end."""
+    def __init__(
+        self,
+        source: Collects,
+        windows: Mapping[str, int],
+        has_engine: Callable[[str], bool] = lambda engine: True,
+    ) -> None:
+        """`windows`: tokens of each model's, where vLLM's token buckets end. `has_engine`: whether
+        a replica's samples are shown."""
         self._source = source
         self._windows = windows
+        self._has_engine = has_engine
 
     def collect(self) -> Iterator[Metric]:
         for family in self._source.collect():
+            family.samples = [
+                sample
+                for sample in family.samples
+                if self._has_engine(sample.labels.get("engine", ""))
+            ]
             yield family
             if family.name.startswith(_OURS + "http_request"):
                 yield _http_family(family)

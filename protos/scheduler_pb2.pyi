@@ -541,6 +541,7 @@ class EngineCounters(_message.Message):
     DRAFTS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_BY_POSITION_FIELD_NUMBER: _builtins.int
     STEP_TOKENS_FIELD_NUMBER: _builtins.int
     STEPS_BY_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
@@ -565,6 +566,10 @@ class EngineCounters(_message.Message):
     step_tokens: _builtins.int
     """computed in all steps"""
     @_builtins.property
+    def accepted_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """right guesses: those that came first, second, ..."""
+
+    @_builtins.property
     def steps_by_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """steps within each of worker/report.py's bounds, then those above"""
 
@@ -584,12 +589,13 @@ class EngineCounters(_message.Message):
         drafts: _builtins.int = ...,
         draft_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
+        accepted_by_position: _abc.Iterable[_builtins.int] | None = ...,
         step_tokens: _builtins.int = ...,
         steps_by_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "draft_tokens", b"draft_tokens", "drafts", b"drafts", "finished_abort", b"finished_abort", "finished_error", b"finished_error", "finished_length", b"finished_length", "finished_stop", b"finished_stop", "generation_tokens", b"generation_tokens", "preemptions", b"preemptions", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "prompt_tokens", b"prompt_tokens", "step_seconds", b"step_seconds", "step_tokens", b"step_tokens", "steps_by_tokens", b"steps_by_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "accepted_tokens", b"accepted_tokens", "draft_tokens", b"draft_tokens", "drafts", b"drafts", "finished_abort", b"finished_abort", "finished_error", b"finished_error", "finished_length", b"finished_length", "finished_stop", b"finished_stop", "generation_tokens", b"generation_tokens", "preemptions", b"preemptions", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "prompt_tokens", b"prompt_tokens", "step_seconds", b"step_seconds", "step_tokens", b"step_tokens", "steps_by_tokens", b"steps_by_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,6 +113,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "priority": (
         "tests/gateway/test_tenancy.py::test_name_and_priority_reach_the_cluster",
+        "tests/gateway/test_tenancy.py::test_a_router_in_front_may_set_the_priority_by_vllms_header",
         "tests/cluster/test_fair_queue.py::test_lower_priority_numbers_come_first",
         "tests/worker/engine/test_engine.py::test_urgent_request_is_admitted_first",
         "tests/worker/engine/test_engine.py::test_urgent_request_does_not_wait_for_a_less_urgent_one",

@@ -2,6 +2,7 @@
 
 import re
 
+from gateway.parsers.gemma_calls import GemmaSyntax
 from gateway.parsers.json_calls import JsonSyntax
 from gateway.parsers.mistral import MistralSyntax
 from gateway.parsers.named_calls import NamedSyntax
@@ -280,9 +281,30 @@ COHERE = ToolFormat(
     between=",\n    ",
     closing="\n]<|END_ACTION|>",
 )
+GEMMA4 = ToolFormat(
+    "gemma4",
+    GemmaSyntax(text_mark='<|"|>'),
+    marks=("<|tool_call>",),
+    end_marks=("<tool_call|>", "<|tool_response>"),
+    inner_marks=('<|"|>',),
+    opening="<|tool_call>",
+    between="<tool_call|><|tool_call>",
+    closing="<tool_call|>",
+)
+FUNCTION_GEMMA = ToolFormat(
+    "functiongemma",
+    GemmaSyntax(text_mark="<escape>"),
+    marks=("<start_function_call>",),
+    end_marks=("<end_function_call>", "<start_function_response>"),
+    inner_marks=("<escape>",),
+    opening="<start_function_call>",
+    between="<end_function_call><start_function_call>",
+    closing="<end_function_call>",
+)
 
 ALL = (
     *(GENERIC, HERMES, LLAMA, PYTHONIC, OLMO3, LFM2, MISTRAL, MISTRAL_NAMED),
     *(DEEPSEEK_V3, DEEPSEEK_V31, DEEPSEEK_V32, GLM45, GLM47, QWEN3_CODER, SEED_OSS, MINIMAX_M2),
     *(KIMI_K2, GRANITE, GRANITE_20B, PHI4, JAMBA, NEMOTRON, INTERNLM, COHERE),
+    *(GEMMA4, FUNCTION_GEMMA),
 )

@@ -20,7 +20,12 @@ from gateway.parsers.call_reader import (
 )
 from gateway.parsers.events import Arguments, CallEnded, CallStarted, ParserEvent
 from gateway.parsers.literal import LiteralReader, Place
-from gateway.parsers.parameters import Parameter, parameters_of, takes_any_names
+from gateway.parsers.parameters import (
+    Parameter,
+    argument_chain,
+    parameters_of,
+    takes_any_names,
+)
 from gateway.parsers.values import is_text, property_of, retyped, takes_text
 
 _MAX_NAME_CHARS = 300
@@ -49,17 +54,15 @@ class PythonicSyntax:
 
 
 def _argument_rules(name: str, parameters: Sequence[Parameter]) -> list[str]:
-    """Two chains of rules: before the first argument, and behind one, where a comma comes first."""
-    lines = []
-    last = len(parameters)
-    for i, parameter in enumerate(parameters):
-        argument = f"{json.dumps(parameter.name + '=', ensure_ascii=False)} value_{name}_{i}"
-        lines.append(f"value_{name}_{i}: %json {json.dumps(parameter.schema, ensure_ascii=False)}")
-        skip_first = "" if parameter.is_required else f" | first_{name}_{i + 1}"
-        skip_later = "" if parameter.is_required else f" | later_{name}_{i + 1}"
-        lines.append(f"first_{name}_{i}: {argument} later_{name}_{i + 1}{skip_first}")
-        lines.append(f'later_{name}_{i}: ", " {argument} later_{name}_{i + 1}{skip_later}')
-    return [*lines, f'first_{name}_{last}: ""', f'later_{name}_{last}: ""']
+    values = [
+        f"value_{name}_{i}: %json {json.dumps(parameter.schema, ensure_ascii=False)}"
+        for i, parameter in enumerate(parameters)
+    ]
+    arguments = [
+        (f"{json.dumps(one.name + '=', ensure_ascii=False)} value_{name}_{i}", one.is_required)
+        for i, one in enumerate(parameters)
+    ]
+    return values + argument_chain(name, arguments, ", ")
 
 
 class _At(Enum):

@@ -23,11 +23,12 @@ class ReasoningFormat:
     is_assumed: bool = False  # thinks from the start, unless the prompt says otherwise
     other_marks: tuple[str, ...] = ()  # of its structure, told to nobody
     before_answer: str = ""  # what the model writes between its thoughts and the answer
+    answer_marks: tuple[str, str] | None = None  # around the answer, where it writes them
     has_channels: bool = False  # Harmony: thoughts, calls and answers share one structure
 
     @property
     def all_marks(self) -> tuple[str, ...]:
-        return (*self.begins, *self.ends, *self.other_marks)
+        return (*self.begins, *self.ends, *self.other_marks, *(self.answer_marks or ()))
 
     def start(self, prompt: str, continued: str | None = None) -> "ReasoningStart":
         """What an answer to this prompt begins with. `continued`: the last message, where the
@@ -64,6 +65,7 @@ class ReasoningReader:
         self.is_over = start is ReasoningStart.ANSWERING
         self._may_begin = not self.is_over  # a mark may still stand in front
         self._is_behind = False  # the thoughts are over, and no word of the answer has come
+        self._is_framed = False  # the answer, by the marks that it ends with as well
         self._held = ""
         self._space = ""  # at the end of the thoughts
         self._has_no_thoughts = True
@@ -75,11 +77,13 @@ class ReasoningReader:
         self._held = ""
         if self._may_begin:
             return self._at_begin(text)
+        if self._is_framed:
+            return self._in_frame(text)
         return self._in_thoughts(text) if self.is_thinking else self._behind(text)
 
     def finish(self) -> list[ParserEvent]:
         held, self._held = self._held, ""
-        if self._is_behind or not held:
+        if not held:
             return []
         return self._thoughts(held) if self.is_thinking else [Content(held)]
 
@@ -125,7 +129,30 @@ class ReasoningReader:
 
     def _behind(self, text: str) -> list[ParserEvent]:
         shown = text.lstrip()
-        if not shown:
+        begin = "" if self._format.answer_marks is None else self._format.answer_marks[0]
+        if begin and shown.startswith(begin):
+            self._is_framed = True
+            return self._in_frame(shown[len(begin) :].lstrip())
+        if not shown or begin.startswith(shown):
+            self._held = shown
             return []
         self.is_over = True
+        return [Content(shown)]
+
+    def _in_frame(self, text: str) -> list[ParserEvent]:
+        """The answer without the space that its marks stand in."""
+        assert self._format.answer_marks is not None
+        end = self._format.answer_marks[1]
+        if self._is_behind:
+            text = text.lstrip()
+        place = text.find(end)
+        if place >= 0:
+            self.is_over = True
+            shown = text[:place].rstrip() + text[place + len(end) :]
+        else:
+            shown = text[: len(text) - num_held(text, (end,))].rstrip()
+            self._held = text[len(shown) :]
+        if not shown:
+            return []
+        self._is_behind = False
         return [Content(shown)]

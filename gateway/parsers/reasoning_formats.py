@@ -17,6 +17,9 @@ GRANITE = ReasoningFormat(
     ("Here is my thought process:", "Here's my thought process:"),
     ("Here is my response:", "Here's my response:"),
 )
+GRANITE33 = ReasoningFormat(
+    "granite33", (_BEGIN,), (_END,), answer_marks=("<response>", "</response>")
+)
 GEMMA4 = ReasoningFormat("gemma4", ("<|channel>thought",), ("<channel|>",))
 
-ALL = (THINK, QWEN3, DEEPSEEK_R1, KIMI_K2, MISTRAL, SEED_OSS, COHERE, GRANITE, GEMMA4)
+ALL = (THINK, QWEN3, DEEPSEEK_R1, KIMI_K2, MISTRAL, SEED_OSS, COHERE, GRANITE, GRANITE33, GEMMA4)

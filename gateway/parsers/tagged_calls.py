@@ -23,7 +23,7 @@ from gateway.parsers.call_reader import (
 from gateway.parsers.events import Arguments, CallEnded, CallStarted, ParserEvent
 from gateway.parsers.marks import num_held
 from gateway.parsers.parameters import Parameter, parameters_of, takes_any_names
-from gateway.parsers.values import is_text, json_of_text, property_of
+from gateway.parsers.values import is_text, json_of_text, property_of, text_choices
 
 _MAX_NAME_CHARS = 300
 
@@ -83,7 +83,7 @@ class TaggedSyntax:
         if not writes_text:
             value = f"%json {json.dumps(parameter.schema, ensure_ascii=False)}"
             return [f"argument_{name}: {quote(head)} value_{name} {end}", f"value_{name}: {value}"]
-        choices = parameter.schema.get("enum")
+        choices = text_choices(parameter.schema)
         if choices:
             quoted = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
             return [f"argument_{name}: {quote(head)} ({quoted}) {end}"]

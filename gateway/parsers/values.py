@@ -38,6 +38,12 @@ def is_text(schema: Any) -> bool:
     return types_of(schema) == {"string"}
 
 
+def text_choices(schema: Schema) -> list[str]:
+    """Of a schema that allows text only: the texts that it names; empty: any."""
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    return list(choices)
+
+
 def takes_text(schema: Any) -> bool:
     types = types_of(schema)
     return not types or "string" in types

@@ -15,19 +15,23 @@ from starlette.responses import Response
 
 from gateway.account import Asked
 from gateway.chunks import ChunkHead, Chunks
+from gateway.errors import InvalidRequestError
 from gateway.generation import Generation, GenerationPlan
 from gateway.middleware import usable_request_id
 from gateway.planning import Asker
-from gateway.schemas.common import SamplingFields
+from gateway.schemas.common import INT64_MAX, INT64_MIN, SamplingFields
 from gateway.server_timing import server_timing
 from gateway.sse import EventStream, until_disconnect
 from gateway.state import account_of, facts_of, gateway_of
 from gateway.tenant_rules import check_allowed, keep_within, priority_of, reserved_tokens
+from gateway.text.model_text import TextModel
 from gateway.tokens import ModelInfo
 from gateway.whole_answer import ChoiceResult, fold
 
 B = TypeVar("B", bound=SamplingFields)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PRIORITY_HEADER = "X-Vllm-Priority"
+_MAX_PRIORITY_CHARS = 20  # of a number of 64 bits
 _encoder = msgspec.json.Encoder()
 
 
@@ -60,12 +64,13 @@ async def begin(
     model = gateway.model(body.model, tenant)
     account.ask(Asked(model.served_names[0], request.url.path, bool(body.stream)))
     body.check_rules()
+    _take_priority(request, body)
     check_allowed(body, tenant)
     asker = Asker(
         completion_id=f"{prefix}-{_request_id(request, body)}",
         model=model,
         model_name=body.model or model.served_names[0],
-        text=await gateway.texts.get(model),
+        text=await text_of(request, model),
         max_logprobs=min(gateway.config.max_logprobs, model.max_logprobs),
         tenant=tenant.name,
         priority=priority_of(body, tenant),
@@ -76,7 +81,8 @@ async def begin(
     planned = await gateway.texts.run(body_bytes(request), lambda: plan(body, asker))
     grammar = planned.requests[0].sampling.grammar
     if grammar is not None:
-        await gateway.grammars.check(grammar)
+        # Seconds, for one that is tried the first time: nobody stays for a client that left.
+        await until_disconnect(request.receive, gateway.grammars.check(grammar))
     keep_within(planned.requests, tenant)
     account.charge(reserved_tokens(planned, body))
     timer = gateway.metrics.of_model(model.served_names[0]).start(
@@ -85,6 +91,15 @@ async def begin(
     generation = Generation(planned, gateway.router, timer, gateway.drain)
     account.answer_with(generation)
     return Answering(body, asker, generation)
+
+
+async def text_of(request: Request, model: ModelInfo) -> TextModel:
+    """Only a model's first requests wait for it. Raises: APIError, ClientDisconnected."""
+    texts = gateway_of(request).texts
+    text = texts.loaded(model)
+    if text is None:
+        text = await until_disconnect(request.receive, texts.get(model))
+    return text
 
 
 def stream(request: Request, answering: Answering, chunks: Chunks) -> Response:
@@ -128,6 +143,23 @@ def _timeout_s(body: SamplingFields, limit_s: float | None) -> float | None:
     """A client may ask for less time than the server's own limit, not for more."""
     given = [one for one in (body.timeout, limit_s) if one is not None]
     return min(given, default=None)
+
+
+def _take_priority(request: Request, body: SamplingFields) -> None:
+    """vLLM's header, which counts more than the body's field: routers in front set it."""
+    value = request.headers.get(_PRIORITY_HEADER)
+    if value is None:
+        return
+    try:
+        priority = int(value) if len(value) <= _MAX_PRIORITY_CHARS else None
+    except ValueError:
+        priority = None
+    if priority is None or not INT64_MIN <= priority <= INT64_MAX:
+        raise InvalidRequestError(
+            f"The header {_PRIORITY_HEADER} must be an integer of 64 bits, got {value[:100]!r}.",
+            param="priority",
+        )
+    body.priority = priority
 
 
 def _request_id(request: Request, body: SamplingFields) -> str:

@@ -5,7 +5,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.routes.answering import body_bytes, json_response
+from gateway.routes.answering import body_bytes, json_response, text_of
 from gateway.sampling import check_prompt_ids
 from gateway.schemas.answers import Detokenized, Tokenized
 from gateway.schemas.tokens import DetokenizeRequest, TokenizeRequest
@@ -21,7 +21,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     gateway = gateway_of(request)
     body.check_rules()
     model = gateway.model(body.model, tenant_of(request))
-    text = await gateway.texts.get(model)
+    text = await text_of(request, model)
     name = body.model or model.served_names[0]
     ids = await gateway.texts.run(body_bytes(request), lambda: _encode(body, text, name))
     strings = None
@@ -43,7 +43,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     gateway = gateway_of(request)
     model = gateway.model(body.model, tenant_of(request))
     check_prompt_ids(body.tokens, model, "tokens")
-    tokenizer = (await gateway.texts.get(model)).tokenizer
+    tokenizer = (await text_of(request, model)).tokenizer
     skips = body.skip_special_tokens
     text = await gateway.texts.run(
         body_bytes(request), lambda: tokenizer.decode(body.tokens, skip_special_tokens=skips)

@@ -154,6 +154,12 @@ class TextModels:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="text")
         self._loads: dict[str, asyncio.Task[TextModel]] = {}
 
+    def loaded(self, model: ModelInfo) -> TextModel | None:
+        """None: `get` has to wait."""
+        load = self._loads.get(model.digest)
+        is_loaded = load is not None and load.done() and not load.cancelled()
+        return load.result() if load and is_loaded and load.exception() is None else None
+
     async def get(self, model: ModelInfo) -> TextModel:
         """Raises: APIError when the files cannot be had or used."""
         load = self._loads.get(model.digest)

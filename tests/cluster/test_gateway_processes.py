@@ -66,18 +66,22 @@ class World:
         self.now = 100.0
         self.started: list[FakeProcess] = []
         self.ends_on_term = ends_on_term
+        self.buried: list[int] = []
 
     def clock(self) -> float:
         return self.now
 
-    def spawn(self, index: int) -> tuple[Process, OutputTail]:
+    def __call__(self, index: int, /) -> tuple[Process, OutputTail]:
         process = FakeProcess(1000 + len(self.started), self.ends_on_term)
         self.started.append(process)
         return process, OutputTail(io.StringIO(f"reason of {process.pid}\n"), io.StringIO())
 
+    def bury(self, pid: int) -> None:
+        self.buried.append(pid)
+
 
 def gateways(world: World, count: int = 2) -> GatewayProcesses:
-    result = GatewayProcesses(world.spawn, count, world.clock)
+    result = GatewayProcesses(world, count, world.clock)
     result.start()
     return result
 
@@ -113,7 +117,7 @@ def test_dead_gateway_is_replaced_after_its_backoff_and_the_other_stays() -> Non
     world.started[0].exit_code = 3
     [death] = processes.supervise()
     assert (death.pid, death.exit_code, death.output) == (1000, 3, "reason of 1000")
-    assert processes.pids == [1001]
+    assert processes.pids == [1001] and world.buried == [1000]  # before the next one starts
     assert processes.supervise() == [] and len(world.started) == 2
     world.now += FIRST_BACKOFF_S
     assert processes.supervise() == []
@@ -198,9 +202,9 @@ def test_gateway_does_not_outlive_a_killed_launcher() -> None:
 def test_dead_gateways_leave_no_requests_in_flight() -> None:
     metrics = SharedFolder()
     folder = Path(metrics.environment["PROMETHEUS_MULTIPROC_DIR"])
-    mine, dead = (folder / f"gauge_livesum_{pid}.db" for pid in (os.getpid(), 2**22 + 1))
-    counted = folder / f"counter_{2**22 + 1}.db"
-    for file in (mine, dead, counted):
+    other, dead = (folder / f"gauge_livesum_{pid}.db" for pid in (41, 1041))
+    counted = folder / "counter_1041.db"
+    for file in (other, dead, counted):
         file.touch()
-    metrics.forget_the_dead()
-    assert sorted(folder.iterdir()) == sorted([mine, counted])
+    metrics.bury(1041)
+    assert sorted(folder.iterdir()) == sorted([other, counted])

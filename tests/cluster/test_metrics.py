@@ -20,6 +20,7 @@ def published() -> ClusterCollector:
         drafts=4,
         draft_tokens=12,
         accepted_tokens=7,
+        accepted_by_position=(4, 2, 1),
         step_tokens=4100,
         steps_by_tokens=(5, 3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
     )
@@ -60,6 +61,12 @@ def test_values_are_those_of_the_reports() -> None:
     queue = {"model_name": "model"}
     assert registry.get_sample_value("shoal_placement_queue_depth", queue) == 4
     assert registry.get_sample_value("shoal_deployment_desired_replicas", queue) == 1
+
+
+def test_right_guesses_are_told_by_their_place() -> None:
+    name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    found = [value(name, engine="r0", position=str(place)) for place in range(4)]
+    assert found == [4, 2, 1, None]
 
 
 def value(name: str, **labels: str) -> float | None:

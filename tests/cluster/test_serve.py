@@ -44,6 +44,20 @@ class FakeGateway:
         self.exit_code = -9
 
 
+class FakeSpawn:
+    def __init__(self, world: "World") -> None:
+        self.world = world
+
+    def __call__(self, index: int, /) -> tuple[Process, OutputTail]:
+        self.world.log.append("gateway")
+        gateway = FakeGateway(self.world, 500 + len(self.world.gateways))
+        self.world.gateways.append(gateway)
+        return gateway, OutputTail(io.StringIO("bad flag\n"), io.StringIO())
+
+    def bury(self, pid: int) -> None:
+        """A fake leaves nothing behind."""
+
+
 class FakeCall:
     """Done after some polls; then an answer or an error."""
 
@@ -213,13 +227,7 @@ class World:
     def _spawn(self, options: ServeOptions, port: int, address: str) -> Spawn:
         self.spawned_for = (port, address)
 
-        def spawn(index: int) -> tuple[Process, OutputTail]:
-            self.log.append("gateway")
-            gateway = FakeGateway(self, 500 + len(self.gateways))
-            self.gateways.append(gateway)
-            return gateway, OutputTail(io.StringIO("bad flag\n"), io.StringIO())
-
-        return spawn
+        return FakeSpawn(self)
 
     def run(self) -> int:
         try:

@@ -14,7 +14,7 @@ from tests.cluster.worlds import World, hashes
 from worker.report import EngineCounters, ReplicaLoad, ReplicaReport
 
 LOAD = ReplicaLoad(1, 2, 3, 4, 5, 6, 7)
-COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5, 11, (1, 2), 12, 13, 14)
+COUNTERS = EngineCounters(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.5, 11, (1, 2), 12, 13, 14, (9, 5))
 
 
 def names(message: object) -> set[str]:

@@ -29,6 +29,7 @@ class FakeView:
         self.known = list(models) or [MODEL]
         self.files = model_files() if files is None else files
         self.reason: str | None = None
+        self.replicas: frozenset[str] | None = None
         self.num_fetches = 0
         self.exposition = b""
 
@@ -37,6 +38,9 @@ class FakeView:
 
     def model(self, served_name: str) -> ModelInfo | None:
         return next((model for model in self.known if served_name in model.served_names), None)
+
+    def replica_ids(self) -> frozenset[str] | None:
+        return self.replicas
 
     def unhealthy_reason(self) -> str | None:
         return self.reason

@@ -70,11 +70,15 @@ CALLS = {
     "nemotron_json": f"<TOOLCALL>[{OBJECT}]</TOOLCALL>",
     "internlm": f"<|action_start|><|plugin|>{PARAMETERS}<|action_end|>",
     "cohere_command3": f'<|START_ACTION|>[{{"tool_name": "{NAMED}"}}]<|END_ACTION|>',
+    "gemma4": f"<|tool_call>call:{NAMED}{{}}<tool_call|>",
+    "functiongemma": f"<start_function_call>call:{NAMED}{{}}<end_function_call>",
     "openai": f"<|start|>assistant<|channel|>commentary to=functions.{NAMED} <|constrain|>json"
     f"<|message|>{ARGUMENTS}<|call|>",
 }
 FORMATS = {one.name: one for one in ALL_FORMATS}
-MARK = re.compile(r"</?[a-z_:]+>|<\|[^<>]+\|>|<｜[^<>]+｜>|｜DSML｜|\[[A-Z_]{3,}\]")
+MARK = re.compile(
+    r"</?[a-z_:]+>|<\|[a-z_]+>|<[a-z_]+\|>|<\|[^<>]+\|>|<｜[^<>]+｜>|｜DSML｜|\[[A-Z_]{3,}\]"
+)
 EACH = pytest.mark.parametrize("name", CALLS)
 CITY = ("get_weather", {"city": 'São "Paulo"', "loud": True})
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import vllm_names
 from gateway.errors import OverloadedError, UnavailableError
+from gateway.living_engines import KEPT_S
 from gateway.metrics import GatewayMetrics
 from tests.gateway.fake_router import ids_of
 
@@ -187,6 +189,52 @@ async def test_token_intervals_add_up_however_they_are_passed_on(client, router)
     )
 
 
+def shown_engines(metrics: GatewayMetrics) -> set[str]:
+    found = parse(metrics.exposition().decode())
+    return {labels["engine"] for _, pairs in found if "engine" in (labels := dict(pairs))}
+
+
+def test_replicas_that_left_the_cluster_are_forgotten_once_they_were_read():
+    now = 0.0
+    metrics = GatewayMetrics(clock=lambda: now)
+    model = metrics.of_model("tiny")
+    for engine in ("", "r0", "r1"):
+        model.of_engine(engine).generation_tokens.inc()
+    metrics.follow({"r0", "r1"})
+    metrics.follow({"r1"})
+    assert shown_engines(metrics) == {"", "r0", "r1"}
+    now = KEPT_S + 1
+    metrics.follow({"r1"})
+    assert shown_engines(metrics) == {"", "r1"}
+    assert not any("r0" in labels for labels in metrics._generation_tokens._metrics)
+    model.of_engine("r0").generation_tokens.inc()  # it comes again
+    metrics.follow({"r1"})
+    labels = {"model_name": "tiny", "engine": "r0"}
+    found = parse(metrics.exposition().decode())
+    assert value(found, "vllm:generation_tokens_total", **labels) == 1
+
+
+def test_a_thousand_replicas_leave_no_series_behind():
+    now = 0.0
+    metrics = GatewayMetrics(clock=lambda: now)
+    for number in range(1000):
+        name = f"r{number}"
+        metrics.of_model("tiny").of_engine(name)
+        metrics.follow({name})
+        now += KEPT_S / 10
+    assert len(shown_engines(metrics)) <= 12
+
+
+def test_processes_that_share_a_folder_show_only_replicas_that_are_there(tmp_path):
+    follow = "metrics.follow({'r1'})\nmetrics.of_model('tiny').of_engine('r1')\n"
+    shown = PROCESS.replace("print(", follow + "print(")
+    for script in (PROCESS, shown.replace("'r0'", "'r1'")):
+        done = _in_a_process(script, tmp_path)
+    found = parse(done.stdout)
+    name = "vllm:prompt_tokens_total"
+    assert [dict(labels)["engine"] for sample, labels in found if sample == name] == ["r1"]
+
+
 PROCESS = f"""
 from gateway.metrics import GatewayMetrics
 from gateway.tokens import Timing
@@ -199,16 +247,20 @@ print(metrics.exposition().decode())
 """
 
 
+def _in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
 def test_several_processes_show_their_sum(tmp_path):
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", PROCESS],
-            env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": "."},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = _in_a_process(PROCESS, tmp_path)
     found = parse(done.stdout)
     for prefix in ("shoal_gateway_", "vllm:"):
         assert value(found, f"{prefix}prompt_tokens_total", **LABELS) == 10

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
-from gateway.errors import EngineError, OverloadedError, UnavailableError
+from gateway.errors import DeadlineError, EngineError, OverloadedError, UnavailableError
 from gateway.tokens import TokenDelta
 from tests.gateway.fake_router import FakeRouter, FakeView, ids_of, says
 from tests.gateway.test_metrics import scrape, value
@@ -131,6 +131,20 @@ async def test_name_and_priority_reach_the_cluster(tmp_path):
     assert "3" in refused.json()["error"]["message"]
 
 
+async def test_a_router_in_front_may_set_the_priority_by_vllms_header(tmp_path):
+    async with world(tmp_path, {"priority": -5}) as w:
+
+        async def ask(value: str) -> httpx.Response:
+            headers = {"authorization": "Bearer sk-a", "X-Vllm-Priority": value}
+            return await w.client.post(CHAT, json={**HI, "priority": 1}, headers=headers)
+
+        answers = [await ask(value) for value in ("7", "-5", "-6", "high", str(2**63), "")]
+    assert [one.priority for one in w.router.requests] == [7, -5]
+    assert [one.status_code for one in answers] == [200, 200, 400, 400, 400, 400]
+    assert {one.json()["error"]["param"] for one in answers[2:]} == {"priority"}
+    assert "X-Vllm-Priority" in answers[3].json()["error"]["message"]
+
+
 async def test_answers_are_no_longer_than_the_key_allows(tmp_path):
     async with world(tmp_path, {"max_tokens": 9}) as w:
         await w.ask()
@@ -199,6 +213,45 @@ async def test_a_bill_is_complete_and_agrees_with_metrics_and_engine(tmp_path):
         count for (name, _), count in found.items() if name == "vllm:generation_tokens_total"
     )
     assert generated == sum(one["completion_tokens"] for one in lines)
+
+
+@pytest.mark.parametrize("num_choices", [1, 3])
+async def test_a_prompt_that_is_given_up_before_its_first_token_counts_for_the_rate(
+    tmp_path, num_choices
+):
+    router = FakeRouter(lambda request: [])  # a replica has it, and has said nothing
+    async with world(tmp_path, {"tokens_per_minute": 400}, router=router) as w:
+        waiting = asyncio.create_task(w.ask(n=num_choices, max_tokens=50))
+        await until(lambda: [one.waits.is_set() for one in router.streams] == [True] * num_choices)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        router.script = lambda request: [DeadlineError("too late")]
+        assert (await w.ask()).status_code == 504
+        router.script = lambda request: [EngineError("lost")]
+        assert (await w.ask()).status_code == 500
+        router.script = says("hello")
+        answer = await w.ask(max_tokens=50)
+        found = await scrape(_with_key(w.client))
+    left = 400 - 2 * NUM_PROMPT - (NUM_PROMPT + 50)
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(left)
+    lines = w.usage()
+    assert [one["abandoned_tokens"] for one in lines] == [NUM_PROMPT, NUM_PROMPT, 0, 0]
+    assert [one["prompt_tokens"] for one in lines] == [0, 0, 0, NUM_PROMPT]
+    labels = {"key": "a", "model_name": "tiny", "kind": "abandoned"}
+    assert value(found, "shoal_usage_tokens_total", **labels) == 2 * NUM_PROMPT
+
+
+async def test_what_no_replica_ever_had_is_not_counted(tmp_path):
+    class Full(FakeRouter):
+        async def start(self, request):
+            await asyncio.Event().wait()
+
+    async with world(tmp_path, {"tokens_per_minute": 400}, router=Full()) as w:
+        waiting = asyncio.create_task(w.ask())
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert [(one["status"], one["abandoned_tokens"]) for one in w.usage()] == [(499, 0)]
 
 
 def _with_key(client: httpx.AsyncClient) -> httpx.AsyncClient:

@@ -9,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from gateway.grammar import grammar_of
 from gateway.parsers.events import Content, FoundCall, join_calls
+from gateway.parsers.gemma_calls import GemmaSyntax
 from gateway.parsers.harmony import HarmonyReader
 from gateway.parsers.pythonic_calls import PythonicSyntax
 from gateway.parsers.reader import ToolReading
@@ -112,6 +113,8 @@ def test_a_forced_call_may_be_written_as_the_model_does(tool_format):
     run = ("run", {"n": 7, "mode": 'a "b"', "flags": [True], "point": {"x": 2}})
     if isinstance(tool_format.syntax, PythonicSyntax):  # other quotes, True
         run = ("run", {"n": 7, "mode": "fast", "flags": [], "point": {"x": 2}})
+    if isinstance(tool_format.syntax, GemmaSyntax):  # other keys inside of values
+        run = ("run", {"n": 7, "mode": 'a "b"', "flags": [True]})
     texts = [run], [("now", {})], [("say", {"text": "plain", "limit": 3})]
     for calls in texts:
         text = own_text(tool_format, calls).replace("'", '"')

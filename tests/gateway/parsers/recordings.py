@@ -1,6 +1,6 @@
 """Answers as models write them, with what they mean: (format, text, content, calls)."""
 
-from gateway.parsers.formats import GENERIC, HERMES, LLAMA, MISTRAL
+from gateway.parsers.formats import FUNCTION_GEMMA, GEMMA4, GENERIC, HERMES, LLAMA, MISTRAL
 
 ONE = ("add", '{"a": 1, "b": [2, {"c": "}]"}]}')
 CITY = ("get_weather", '{"city": "São \\"Paulo\\" \\u00e9", "unit": null}')
@@ -46,7 +46,24 @@ RECORDINGS = [
     (GENERIC, '{"name": "add", "arguments": "{\\"a\\": 1}"}', "", [("add", '{"a": 1}')]),
     (GENERIC, '{"name": "add", "arguments": null}', "", [NONE]),
     (GENERIC, f"{_object(ONE)} and more", "and more", [ONE]),
+    (GEMMA4, '<|tool_call>call:add{a:1,b:[2,{c:<|"|>}]<|"|>}]}<tool_call|>', "", [ONE]),
+    (
+        GEMMA4,
+        'So: <|tool_call>call:get_weather{city:<|"|>a "b", <|<|"|>,unit:None}<tool_call|>'
+        '<|tool_call>call:add{}<tool_call|> done',
+        "So: done",
+        [("get_weather", '{"city": "a \\"b\\", <|", "unit": null}'), NONE],
+    ),
+    (GEMMA4, '<|tool_call>call: add {"a": -1.5, <|"|>b<|"|>: ["x\\n", ], c:x y}<tool_call|>', "",
+     [("add", '{"a": -1.5, "b": ["x\\n"], "c": "x y"}')]),
+    (GEMMA4, '<|tool_call>call:get_weather{city:7,loud:<|"|>true<|"|>}', "",
+     [("get_weather", '{"city": "7", "loud": true}')]),
+    (FUNCTION_GEMMA, "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}"
+     "<end_function_call>", "", [("get_weather", '{"city": "Oslo"}')]),
     # cut off
+    (GEMMA4, '<|tool_call>call:add{a:1', "1", [("add", '{"a": ')]),
+    (GEMMA4, '<|tool_call>call:add{a:1,', "", [("add", '{"a": 1}')]),
+    (GEMMA4, '<|tool_call>call:get_weather{city:<|"|>x<|', "<|", [("get_weather", '{"city": "x')]),
     (HERMES, '<tool_call>{"name": "add", "arguments": {"a": "x', "", [("add", '{"a": "x')]),
     (MISTRAL, f"[TOOL_CALLS][{_object(ONE)}, ", "", [ONE]),
     (HERMES, "text <tool_c", "text <tool_c", []),
@@ -66,5 +83,7 @@ RECORDINGS = [
     (HERMES, '<tool_call>{"name": "add", "arguments": {"a": oops}}', "oops}}", [("add", '{"a": ')]),
     (MISTRAL, "[TOOL_CALLS]rm[ARGS]{}", "[TOOL_CALLS]rm[ARGS]{}", []),
     (MISTRAL, f"[TOOL_CALLS][{_object(ONE)} | x]", "| x]", [ONE]),
+    (GEMMA4, *2 * ("<|tool_call>call:rm{}<tool_call|>",), []),
+    (GEMMA4, "<|tool_call>call:add{a:}<tool_call|>", "}", [("add", '{"a": ')]),
     (GENERIC, "{name: add}", "{name: add}", []),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Thoughts and answers are told apart the same way however the text is cut."""
 
-import random
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -11,12 +11,15 @@ from gateway.parsers.answer import AnswerReading
 from gateway.parsers.events import Content, Reasoning
 from gateway.parsers.harmony import HARMONY
 from gateway.parsers.reasoning import ReasoningFormat, ReasoningStart
-from gateway.parsers.reasoning_formats import DEEPSEEK_R1, GRANITE, KIMI_K2, QWEN3, THINK
+from gateway.parsers.reasoning_formats import DEEPSEEK_R1, GRANITE, GRANITE33, KIMI_K2, QWEN3, THINK
 
 OPEN, THINKING, ANSWERING = ReasoningStart.OPEN, ReasoningStart.THINKING, ReasoningStart.ANSWERING
 UNKNOWN_CALL = "<|channel|>commentary to=functions.rm <|constrain|>json<|message|>{}"
-THOUGHTS = ("Hm.", "1 < 2\n\nso {x}", "é 東京 </thin", "a\n b ", "<tool", "Here is my")
-ANSWERS = ("42", "Yes.\n", "a <b>\n\n c", '{"a": 1}', "</", "東京 🗼")
+THOUGHTS = (
+    *("Hm.", "1 < 2\n\nso {x}", "é 東京 </thin", "a\n b ", "<tool", "Here is my", "[/THIN"),
+    "The user wants two sums, so I add first and then say both.",
+)
+ANSWERS = ("42", "Yes.\n", "a <b>\n\n c", '{"a": 1}', "</", "東京 🗼", "<|", "It is 12 °C.")
 
 
 def read(
@@ -53,6 +56,11 @@ def read(
          "<|tool_calls_section_begin|>x"),
         (GRANITE, OPEN, "Here's my thought process: Hm. Here is my response: Yes.", "Hm.", "Yes."),
         (GRANITE, OPEN, "Here is the answer", "", "Here is the answer"),
+        (GRANITE33, OPEN, "<think>Hm.</think>\n<response>\n Yes.\n</response>\n", "Hm.", "Yes.\n"),
+        (GRANITE33, THINKING, "Hm.</think>Yes. </response>", "Hm.", "Yes. </response>"),
+        (GRANITE33, OPEN, "<think>Hm.</think><respo", "Hm.", "<respo"),
+        (GRANITE33, OPEN, "<think>Hm.</think><response>cut </resp", "Hm.", "cut </resp"),
+        (GRANITE33, OPEN, "<think>Hm.</think><response>  ", "Hm.", ""),
         (reasoning_formats.MISTRAL, OPEN, "[THINK]Hm[/THINK]Yes", "Hm", "Yes"),
         (HARMONY, OPEN, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final"
          "<|message|>Yes.\n<|return|>", "Hm.", "Yes.\n"),
@@ -74,20 +82,34 @@ def test_every_cut_tells_thoughts_from_answer(thinks, start, text, thoughts, ans
         assert read(thinks, start, [text[:place], text[place:]])[:2] == (thoughts, answer)
 
 
-@pytest.mark.parametrize("thinks", reasoning_formats.ALL, ids=lambda one: one.name)
-def test_fifty_answers_of_each_kind(thinks):
-    for place in range(50):
-        random_ = random.Random(place)
-        thoughts, answer = random_.choice(THOUGHTS), random_.choice(ANSWERS)
-        opens = place % 2 == 0
-        text = (thinks.begins[0] if opens else "") + f"\n{thoughts}\n{thinks.ends[0]}\n\n{answer}"
-        if place % 10 == 9:
-            text = text[: random_.randrange(len(text))]
+def fifty_answers(thinks: ReasoningFormat) -> list[tuple[ReasoningStart, str, str, str | None]]:
+    """Where each starts, its text, its thoughts, and its answer: None where it was cut off."""
+    made = []
+    for place, (thoughts, answer) in enumerate(list(product(THOUGHTS, ANSWERS))[:50]):
+        mark = thinks.begins[place % len(thinks.begins)]
+        end = thinks.ends[place % len(thinks.ends)] + thinks.before_answer
+        framed = answer.join(thinks.answer_marks or ("", ""))
+        opens = thinks.has_channels or place % 2 == 0
+        space = "" if thinks.has_channels else "\n"
+        text = f"{mark if opens else ''}{space}{thoughts}{space}{end}{2 * space}{framed}"
         start = OPEN if opens else THINKING
+        if place % 10 == 9:
+            text = text[: len(text) * place // 50]
+            made.append((start, text, thoughts, None))
+        else:
+            made.append((start, text, thoughts, answer))
+    assert len({(start, text) for start, text, _, _ in made}) == 50
+    return made
+
+
+@pytest.mark.parametrize("thinks", [*reasoning_formats.ALL, HARMONY], ids=lambda one: one.name)
+def test_every_cut_of_fifty_answers_reads_the_same(thinks):
+    for start, text, thoughts, answer in fifty_answers(thinks):
         whole = read(thinks, start, [text])[:2]
-        if place % 10 != 9:
-            assert whole == (thoughts.strip(), answer)
-        for cut in range(len(text)):
+        if answer is not None:
+            told = thoughts if thinks.has_channels else thoughts.strip()
+            assert whole == (told, answer.rstrip() if thinks.answer_marks else answer)
+        for cut in range(1, len(text)):
             assert read(thinks, start, [text[:cut], text[cut:]])[:2] == whole
         assert read(thinks, start, list(text))[:2] == whole
 
@@ -100,6 +122,7 @@ def test_fifty_answers_of_each_kind(thinks):
             [
                 *("<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", "analysis", "final"),
                 *("<|message|>", "<|end|>", "<|start|>assistant", "<|call|>", " to=functions.x"),
+                *("<response>", "</response>"),
                 *("Here is my thought process:", "Here is my response:", " ", "\n", "<", "x"),
             ]
         ),

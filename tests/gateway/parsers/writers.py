@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from gateway.parsers import formats
@@ -52,9 +53,14 @@ class Recording:
 
 
 def recordings(tool_format: ToolFormat, number: int = 50) -> list[Recording]:
-    made = [_recording(tool_format, place) for place in range(number)]
-    assert len({one.text for one in made}) > number * 0.4
-    return made
+    """No two are alike."""
+    made: dict[str, Recording] = {}
+    for place in count():
+        one = _recording(tool_format, place)
+        made.setdefault(one.text, one)
+        if len(made) == number:
+            break
+    return list(made.values())
 
 
 def _recording(tool_format: ToolFormat, place: int) -> Recording:
@@ -179,6 +185,17 @@ def _harmony(calls: Sequence[Call]) -> str:
     )
 
 
+def _gemma(begin: str, mark: str, end: str) -> Callable[[Sequence[Call]], str]:
+    def value(one: Any) -> str:
+        if isinstance(one, str):
+            return f"{mark}{one}{mark}"
+        if isinstance(one, dict):
+            return f"{{{','.join(f'{key}:{value(inner)}' for key, inner in one.items())}}}"
+        return f"[{','.join(map(value, one))}]" if isinstance(one, list) else _json(one)
+
+    return lambda calls: "".join(f"{begin}call:{name}{value(inner)}{end}" for name, inner in calls)
+
+
 def _cohere(calls: Sequence[Call]) -> str:
     written = (
         "    " + _json({"tool_call_id": str(place), "tool_name": call[0], "parameters": call[1]})
@@ -215,6 +232,8 @@ WRITERS: dict[str, Callable[[Sequence[Call]], str]] = {
         f"<|action_start|><|plugin|>\n{_object(calls[0], 'parameters')}<|action_end|>"
     ),
     "cohere_command3": _cohere,
+    "gemma4": _gemma("<|tool_call>", '<|"|>', "<tool_call|>"),
+    "functiongemma": _gemma("<start_function_call>", "<escape>", "<end_function_call>"),
     "openai": _harmony,
 }
 ALL_FORMATS = (*formats.ALL, HARMONY_CALLS)
