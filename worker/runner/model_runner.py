@@ -4,7 +4,6 @@ It knows nothing of requests, queues or other replicas; the leader's engine deci
 runs the same plans in the same order. Rank 0 samples; what the others return is empty.
 """
 
-import ctypes
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -14,28 +13,19 @@ import torch
 from torch import Tensor
 
 from worker.attention.base import BatchLayout, ForwardContext, LayerKVCache
-from worker.attention.registry import attention_backend, wants_triton
+from worker.attention.registry import attention_backend
 from worker.config import RunnerConfig
 from worker.engine.step import StepPlan, StepResult, TokenLogprobs
 from worker.errors import MemoryPlanError
 from worker.kv_groups import KVGroups
-from worker.layers.linear import TensorOptions
 from worker.layers.shard import divide_up, split_heads
-from worker.memory_plan import (
-    fitted_max_model_len,
-    resolve_max_model_len,
-)
+from worker.memory_plan import fitted_max_model_len, resolve_max_model_len
 from worker.models.config import ModelConfig, load_model_config
 from worker.models.decoder import Decoder
 from worker.models.deployed_spec import deployed_spec
-from worker.models.loader import Progress, WeightSink, load_weights
-from worker.models.registry import find_family
+from worker.models.loader import Progress
 from worker.models.spec import ModelSpec
 from worker.native.decoder import NativeDecoder
-from worker.native.direct_packing import DirectPacking
-from worker.native.library import native_library
-from worker.native.packing import PackedRows
-from worker.native.terms import is_covered
 from worker.parallel.group import TPGroup
 from worker.runner.allocator import keep_freed_memory
 from worker.runner.attention_uses import attention_uses, lone_layout
@@ -59,6 +49,7 @@ from worker.runner.memory_profile import (
 from worker.runner.newest_tokens import NewestTokens
 from worker.runner.pending_step import PendingStep
 from worker.runner.prompt_scoring import PromptScoring, ScoredChunk
+from worker.runner.rank_model import RankModel
 from worker.runner.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -85,7 +76,6 @@ class ModelRunner:
         are captured with. None: a card's own, on CPUs none.
         """
         self.model_config: ModelConfig = load_model_config(config.model_path)
-        self._family = find_family(self.model_config)
         self.spec: ModelSpec = deployed_spec(self.model_config, config, tp.size)
         self.device = resolve_device(config.device if device == "auto" else device)
         self._config = config
@@ -136,58 +126,22 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> None:
         """Collective. Raises: CheckpointError when the weights do not match the model."""
         start = monotonic()
-        model, library = self._empty_model(), self._kernels()
-        if library is None:
-            self._read_weights(model, progress, None)
-            self._model = model
-        else:
-            packing = DirectPacking(library, model, self._tp)
-            self._read_weights(model, progress, packing)
-            self._model = self._native(model, library, packing.packed())
+        self._model = self._rank_model().load(progress)
         logger.info("rank=%d weights loaded in %.2f s", self._tp.rank, monotonic() - start)
 
     def load_with(self, fill: Callable[[Decoder], None]) -> None:
         """As `load`, with whatever `fill` writes into the parameters, which are zeros before."""
-        model, library = self._empty_model(), self._kernels()
-        fill(model)
-        self._model = model if library is None else self._native(model, library, {})
+        self._model = self._rank_model().filled(fill)
 
-    def _empty_model(self) -> Decoder:
-        is_fused = wants_triton(self._config.attention_backend, self.device)
-        options = TensorOptions(self.dtype, self.device, is_fused)
-        return Decoder(self.spec, self._max_model_len, self._tp, options).eval()
-
-    def _read_weights(
-        self, model: Decoder, progress: Progress | None, sink: WeightSink | None
-    ) -> None:
-        weights = self._family.build_weight_map(self.spec)
-        quantization = self.model_config.quantization
-        load_weights(model, self._config.model_path, weights, progress, quantization, sink)
-
-    def _kernels(self) -> ctypes.CDLL | None:
-        """The CPU's own, where there are any for this model. Collective."""
-        config = self._config
-        if not config.wants_native_kernels or self.device.type != "cpu":
-            return None
-        if not is_covered(self.spec, self.dtype):
-            return None
-        library = native_library()
-        # All ranks or none: they exchange other numbers than ranks on torch do.
-        have_all = self._tp.min_int(int(library is not None)) == 1
-        return library if have_all else None
-
-    def _native(
-        self, model: Decoder, library: ctypes.CDLL, packed: dict[int, PackedRows]
-    ) -> NativeDecoder:
-        """`packed`: what of the model was packed when it was read."""
-        return NativeDecoder(
-            model,
-            library,
-            self._tp,
-            torch.get_num_threads(),
+    def _rank_model(self) -> RankModel:
+        return RankModel(
+            self._config,
+            self.model_config,
+            self.spec,
             self._max_model_len,
-            self._config.block_size,
-            packed,
+            self.dtype,
+            self.device,
+            self._tp,
         )
 
     def plan_num_blocks(self) -> int:
