@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fake_async_executor import FakeAsyncExecutor
 from tests.worker.engine.harness import VOCAB_SIZE, Harness, new_request, prompt_of
-from tests.worker.engine.test_engine_properties import (
-    Abort,
-    Add,
-    actions,
-    apply_add,
-    check_books,
-    check_ends,
-)
+from tests.worker.engine.random_work import actions, run_actions
 from tests.worker.engine.test_loop import Sink
 from worker.config import SpeculationConfig
 from worker.engine.lookahead_engine import LookaheadEngine
@@ -278,18 +271,6 @@ def test_every_request_ends_once_with_the_tokens_it_would_bring_alone(
         speculation=speculation,
         memory=memory,
     )
-    aborted: set[int] = set()
-    for action in actions:
-        match action:
-            case Add():
-                apply_add(harness, len(harness.added), action)
-            case Abort(index):
-                harness.engine.abort("gateway", [index])
-                aborted.add(index)
-            case _:
-                harness.step()
-        check_books(harness)
-    harness.run()
+    run_actions(harness, actions)
     assert not executor.queue
     assert harness.engine._scheduler._num_dependent == 0
-    check_ends(harness, aborted)

@@ -5,14 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker.engine.harness import Harness, prompt_of
-from tests.worker.engine.test_engine_properties import (
-    Abort,
-    Add,
-    actions,
-    apply_add,
-    check_books,
-    check_ends,
-)
+from tests.worker.engine.random_work import actions, run_actions
 
 
 @settings(max_examples=60, deadline=None)
@@ -32,19 +25,7 @@ def test_every_request_ends_with_the_tokens_it_would_bring_alone(
         windows=windows,
         looks_ahead=True,
     )
-    aborted: set[int] = set()
-    for action in actions:
-        match action:
-            case Add():
-                apply_add(harness, len(harness.added), action)
-            case Abort(index):
-                harness.engine.abort("gateway", [index])
-                aborted.add(index)
-            case _:
-                harness.step()
-        check_books(harness)
-    harness.run()
-    check_ends(harness, aborted)
+    run_actions(harness, actions)
 
 
 @pytest.mark.parametrize("looks_ahead", [False, True])
