@@ -56,6 +56,14 @@ class GuardedHttpProtocol(DirectHttpProtocol):
         super().data_received(data)
         if self._is_in_head and self._head_bytes > self.limits.max_bytes:
             self._refuse(self._too_large(f"{self.limits.max_bytes} bytes"))
+        elif self._is_forgotten():
+            self._deadline = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _is_forgotten(self) -> bool:
+        """Bytes end uvicorn's wait for another request, but an empty line begins none."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        is_waiting = self.timeout_keep_alive_task is not None or self._deadline is not None
+        return not (is_answering or is_waiting or self.transport.is_closing())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -1,8 +1,14 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and what must be settled before anything is imported."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Without a GPU Triton's kernels run in its interpreter. Triton decides when it is first imported,
+# and half a dozen libraries import it.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

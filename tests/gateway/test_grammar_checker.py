@@ -3,6 +3,7 @@ or swell end their process, not the gateway.
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -83,8 +84,12 @@ async def test_a_grammar_that_hangs_is_ended_in_time_and_remembered(checker: Gra
 
 
 def trial_pids() -> set[int]:
-    family = psutil.Process().children(recursive=True)
-    return {one.pid for one in family if "gateway.grammar_trial" in one.cmdline()}
+    found: set[int] = set()
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "gateway.grammar_trial" in one.cmdline():
+                found.add(one.pid)
+    return found
 
 
 async def test_a_grammar_whose_processes_die_fails_alone(checker: GrammarChecker):

@@ -60,7 +60,8 @@ def mutated(random: Random) -> list[bytes]:
         place = random.randrange(len(data))
         data = data[:place] + random.choice(ODD_BYTES) + data[place + random.randrange(4) :]
     places = sorted(random.choices(range(len(data) + 1), k=random.choice((0, 0, 1, 3))))
-    return [data[i:j] for i, j in zip([0, *places], [*places, len(data)], strict=True)]
+    pieces = [data[i:j] for i, j in zip([0, *places], [*places, len(data)], strict=True)]
+    return [piece for piece in pieces if piece]  # as from a socket
 
 
 class MemoryTransport(asyncio.Transport):
@@ -119,13 +120,17 @@ class Port:
         )
         self._config.load()
 
-    async def answer_to(self, pieces: list[bytes]) -> bytes:
-        """Everything that is written until the connection is closed."""
+    def connect(self) -> tuple[asyncio.Protocol, "MemoryTransport"]:
         protocol = self._config.http_protocol_class(
             config=self._config, server_state=self.state, app_state={}
         )
         transport = MemoryTransport(protocol)
         protocol.connection_made(transport)
+        return protocol, transport
+
+    async def answer_to(self, pieces: list[bytes]) -> bytes:
+        """Everything that is written until the connection is closed."""
+        protocol, transport = self.connect()
         for piece in pieces:
             if not transport.is_closing():
                 protocol.data_received(piece)
@@ -190,6 +195,16 @@ async def test_ten_thousand_mutated_heads_are_answered_or_refused_and_leave_noth
 async def test_heads_that_are_right_are_answered(head):
     answer = await Port().answer_to([head])
     assert answer.startswith(b"HTTP/1.1 200"), answer
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"\r\n\r\n", b"\n"])
+async def test_empty_lines_after_an_answer_do_not_keep_a_connection(rest):
+    protocol, transport = Port().connect()
+    protocol.data_received(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+    await until(lambda: bool(transport.written))
+    protocol.data_received(rest)
+    async with asyncio.timeout(10):
+        await transport.closed.wait()
 
 
 async def test_heads_are_answered_alike_however_they_arrive():
