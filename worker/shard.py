@@ -194,9 +194,6 @@ class Shard:
     ) -> LeaderFace:
         rank.runner.warm_up()
         engine = EngineLoop(engine_for(_engine_config(config, rank), executor))
-        if not rank.runner.is_asynchronous:
-            rank.runner.on_compute = engine.hand_over
-            engine.hold_back()
         identity = _identity(config, rank, digest(self.model_files))
         servicer = WorkerServicer(engine, identity)
         spare_garbage_collection()

@@ -77,8 +77,6 @@ class EngineLoop:
         self._is_stopping = False
         self._step_started_s: float | None = None
         self._admitted: deque[str] = deque(maxlen=_MAX_ADMITTED_IDS)
-        self._holds_back = False
-        self._held: list[RequestOutput] = []  # a step's, until the next one computes
         # A one-element mailbox: the engine thread fills it when empty, the reporter empties it.
         self._news: EngineNews | None = None
 
@@ -159,21 +157,6 @@ class EngineLoop:
 
     # --- engine thread ----------------------------------------------------------------------------
 
-    def hold_back(self) -> None:
-        """From now on a step's outputs wait for `hand_over`, which the executor calls when the next
-        step starts to compute, outside of the interpreter's lock. Before `start`.
-
-        Whoever sends them on is another Python thread; woken any sooner it would compete with the
-        planning of that step (0.7 ms a step where this costs 0.3 ms of a token's time).
-        """
-        self._holds_back = True
-
-    def hand_over(self) -> None:
-        """Hands over what is held back, if anything."""
-        outputs, self._held = self._held, []
-        if outputs and self._on_outputs is not None:
-            self._on_outputs(outputs)
-
     def _run(self) -> None:
         try:
             self._serve()
@@ -190,11 +173,7 @@ class EngineLoop:
             self._step_started_s = self._clock()
             outputs = engine.step()
             self._step_started_s = None
-            if self._holds_back and engine.has_work:
-                self.hand_over()  # what no step has taken along
-                self._held = outputs
-            else:
-                self._emit(outputs)
+            self._emit(outputs)
             if self._is_stopping and not engine.has_work:
                 return
 
@@ -249,13 +228,11 @@ class EngineLoop:
                 self._admitted.clear()
 
     def _emit(self, outputs: list[RequestOutput]) -> None:
-        self.hand_over()
         if outputs and self._on_outputs is not None:
             self._on_outputs(outputs)
 
     def _die(self, error: Exception) -> None:
         """Everything live fails over; then answer submits until somebody calls stop."""
-        self.hand_over()
         self.error = error
         self._step_started_s = None
         try:

@@ -99,9 +99,6 @@ class ModelRunner:
         self.memory_use = ""  # as measured, for an operator; empty: not measured
         self._scoring = PromptScoring()
         self._sampler: Sampler | None = None
-        # Called in every `execute` of something once only computing is left: that holds no lock
-        # of the interpreter's, so other threads can work beside it.
-        self.on_compute: Callable[[], None] | None = None
         if self.device.type == "cpu":
             default = default_num_threads(tp.size, self.memory_plan.weight_bytes)
             torch.set_num_threads(config.num_threads or default)
@@ -288,8 +285,6 @@ class ModelRunner:
         if not plan.sequences:
             return StepResult(token_ids=[])
         inputs = self._inputs(plan)
-        if self.on_compute is not None:
-            self.on_compute()
         hidden, logits = self._forward(inputs)
         scored = self._score_prompts(plan, inputs, hidden)
         if not inputs.sampled_slots:
