@@ -22,6 +22,10 @@ _ERRORS_BELOW = 3.0
 _LEAST_AIM = 0.6
 # Prompts get this part of what decoding takes even if decoding alone misses the target.
 _PREFILL_SHARE = 0.25
+# Without streams a step may last so long, or have so many tokens, which make full use of a machine:
+# a longer one lets short prompts and the ends of long ones wait for the rest of it.
+_LONGEST_S = 0.5
+_FULL_TOKENS = 256
 # Steps that only decode resemble each other: after some in a row one of so many teaches enough.
 _FIRST_STEPS = 32
 _PLAIN_STEPS = 4
@@ -53,8 +57,11 @@ class Pace:
         `num_computed`: where in its prompt the furthest of the candidates is; attention costs more
         there.
         """
-        if decodes.num_decodes == 0 or self._target_s == 0:
+        if self._target_s == 0:
             return most
+        if decodes.num_decodes == 0:
+            num_tokens = self._tokens_within(_LONGEST_S, num_computed, most)
+            return min(max(num_tokens, _FULL_TOKENS), most)
         decode_s = self._model.predict_s(decodes)
         target_s = _suitable_s(decode_s) if self._target_s is None else self._target_s
         aim = max(1 / (1 + _ERRORS_BELOW * self._model.usual_error), _LEAST_AIM)
