@@ -1,6 +1,6 @@
 """One product on the CPU's own kernels, without a model around it.
 
-Knows no model and no clock; `native.py` and `limits.py` measure it.
+Knows no model and no clock; `native.py` and `limits.py` measure it, a test checks it.
 """
 
 import ctypes
@@ -12,10 +12,17 @@ from worker.native.library import Team
 from worker.native.packing import DTYPES, PackedWeight
 
 
-def multiply(library: ctypes.CDLL, team: Team, x: Tensor, weight: PackedWeight) -> Tensor:
-    """x: [M, depth] fp32; returns [M, N padded]."""
+def multiply(
+    library: ctypes.CDLL,
+    team: Team,
+    x: Tensor,
+    weight: PackedWeight,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x: [M, depth] fp32, contiguous; returns `out` [M, N padded], or a new one."""
     num_panels, depth, width = weight.data.shape
-    out = torch.empty(len(x), num_panels * width)
+    if out is None:
+        out = torch.empty(len(x), num_panels * width)
     library.shoal_probe_multiply(
         team.handle,
         DTYPES[weight.data.dtype],

@@ -1,4 +1,4 @@
-"""Chooses how Triton kernels run in this process, before any is defined: import it first.
+"""How Triton kernels run in this process, as `tests/conftest.py` has chosen.
 
 Without a GPU they run in Triton's interpreter, on CPU tensors; with one, compiled on the device.
 Parity grids are written once and run either way: on a CPU in the default run, on a GPU under the
@@ -10,10 +10,8 @@ import os
 import pytest
 import torch
 
-HAS_GPU = torch.cuda.is_available()
+HAS_GPU = "TRITON_INTERPRET" not in os.environ
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # Of fp32 results of some ten operations: a card's exp2 and its sums differ more than numpy's.
 TOLERANCE = 2e-5 if HAS_GPU else 2e-6

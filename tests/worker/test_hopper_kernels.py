@@ -25,7 +25,6 @@ OTHERS = ("mpt", "gpt_oss", "gemma", "deepseek", "odd_heads")
 def compiled(*models: str) -> list[dict[str, Any]]:
     env = {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1"}
     env.pop("TRITON_INTERPRET", None)
-    env.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-m", "tests.worker.hopper_launches", *models],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.worker.interpreted import DEVICE, runs_kernels
-from worker.attention.base import AttentionKind, BatchLayout, ForwardContext, LayerKVCache
-from worker.attention.reference import ReferencePlan
+from tests.worker.layers.fresh_context import BLOCK_SIZE, LENS, NUM_BLOCKS, fresh_context
+from worker.attention.base import AttentionKind, ForwardContext, LayerKVCache
 from worker.layers.linear import TensorOptions
 from worker.layers.mla import LatentAttention
 from worker.layers.mla_spec import MLASpec
@@ -21,7 +20,7 @@ pytestmark = runs_kernels
 
 PLAIN = TensorOptions(torch.float32, DEVICE)
 FUSED = dataclasses.replace(PLAIN, fused=True)
-HIDDEN, HEADS, LENS, BLOCK_SIZE = 24, 5, (3, 1, 5), 4
+HIDDEN, HEADS = 24, 5
 SPECS = {
     "short queries": MLASpec(q_rank=12, kv_rank=20, nope_dim=10, rope_dim=8, v_dim=6),
     "one step": MLASpec(q_rank=None, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=8),
@@ -30,21 +29,8 @@ SPECS = {
 
 
 def context(width: int) -> ForwardContext:
-    lens = np.array(LENS, dtype=np.int32)
-    tables = np.array([[4, 0], [2, 0], [1, 3]], dtype=np.int32)
-    slots = [
-        int(table[i // BLOCK_SIZE]) * BLOCK_SIZE + i % BLOCK_SIZE
-        for table, length in zip(tables, LENS, strict=True)
-        for i in range(length)
-    ]
-    latents = torch.zeros(6, BLOCK_SIZE, 1, width, device=DEVICE)
-    return ForwardContext(
-        positions=torch.tensor([7 + i for length in LENS for i in range(length)], device=DEVICE),
-        slot_mappings=[torch.tensor(slots, device=DEVICE)],
-        layouts=[BatchLayout(lens, lens, tables, BLOCK_SIZE, torch.float32, DEVICE)],
-        kv_caches=[LayerKVCache(latents, latents)],
-        backend=ReferencePlan,
-    )
+    latents = torch.zeros(NUM_BLOCKS, BLOCK_SIZE, 1, width, device=DEVICE)
+    return fresh_context(LayerKVCache(latents, latents))
 
 
 @torch.inference_mode()

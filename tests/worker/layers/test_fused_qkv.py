@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.worker.interpreted import DEVICE, runs_kernels
-from worker.attention.base import AttentionKind, BatchLayout, ForwardContext, LayerKVCache
-from worker.attention.reference import ReferencePlan
+from tests.worker.layers.fresh_context import BLOCK_SIZE, LENS, NUM_BLOCKS, fresh_context
+from worker.attention.base import AttentionKind, ForwardContext, LayerKVCache
 from worker.layers.attention import Attention
 from worker.layers.fused import fused_kernels
 from worker.layers.linear import QKVParallelLinear, RowParallelLinear, TensorOptions
@@ -26,7 +25,7 @@ pytestmark = runs_kernels
 PLAIN = TensorOptions(torch.float32, DEVICE)
 FUSED = dataclasses.replace(PLAIN, fused=True)
 TP = SingleGroup()
-HIDDEN, LENS, BLOCK_SIZE = 24, (3, 1, 5), 4
+HIDDEN = 24
 
 # heads, kv heads, head_dim, rotation, norm, clip
 CASES: dict[str, tuple[int, int, int, RopeSpec | None, str | None, float | None]] = {
@@ -73,23 +72,10 @@ def attention(case: str, options: TensorOptions) -> Attention:
 
 
 def context(case: str) -> ForwardContext:
-    """Three fresh sequences; the last block is not used."""
     _, kv_heads, dim, _, _, _ = CASES[case]
-    lens = np.array(LENS, dtype=np.int32)
-    tables = np.array([[4, 0], [2, 0], [1, 3]], dtype=np.int32)
-    slots = [
-        int(table[i // BLOCK_SIZE]) * BLOCK_SIZE + i % BLOCK_SIZE
-        for table, length in zip(tables, LENS, strict=True)
-        for i in range(length)
-    ]
-    shape = (6, BLOCK_SIZE, kv_heads, dim)
-    cache = LayerKVCache(torch.zeros(shape, device=DEVICE), torch.zeros(shape, device=DEVICE))
-    return ForwardContext(
-        positions=torch.tensor([7 + i for length in LENS for i in range(length)], device=DEVICE),
-        slot_mappings=[torch.tensor(slots, device=DEVICE)],
-        layouts=[BatchLayout(lens, lens, tables, BLOCK_SIZE, torch.float32, DEVICE)],
-        kv_caches=[cache],
-        backend=ReferencePlan,
+    shape = (NUM_BLOCKS, BLOCK_SIZE, kv_heads, dim)
+    return fresh_context(
+        LayerKVCache(torch.zeros(shape, device=DEVICE), torch.zeros(shape, device=DEVICE))
     )
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import native_product
 from tests.worker.native.libraries import VARIANT_NAMES, library_of
 from worker.native.library import Team
-from worker.native.packing import DTYPES, PANEL, PackedWeight, Packer, gated
+from worker.native.packing import PANEL, PackedWeight, Packer, gated
 
 pytestmark = pytest.mark.skipif(not VARIANT_NAMES, reason="no kernels for this CPU")
 
@@ -28,17 +29,7 @@ def multiply(library: ctypes.CDLL, team: Team, x: Tensor, weight: PackedWeight) 
     rows = torch.zeros(len(x), depth)
     rows[:, : x.shape[1]] = x
     out = torch.full((len(x), num_panels * PANEL), torch.nan)
-    library.shoal_probe_multiply(
-        team.handle,
-        DTYPES[weight.data.dtype],
-        rows.data_ptr(),
-        len(x),
-        weight.data.data_ptr(),
-        num_panels,
-        depth,
-        out.data_ptr(),
-    )
-    return out
+    return native_product.multiply(library, team, rows, weight, out)
 
 
 def random_weight(num_out: int, num_in: int, dtype: torch.dtype) -> Tensor:

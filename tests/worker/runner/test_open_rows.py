@@ -3,7 +3,7 @@
 In the interpreter without a GPU.
 """
 
-from tests.worker.interpreted import DEVICE, runs_kernels  # first: chooses how kernels run
+from tests.worker.interpreted import DEVICE, runs_kernels
 
 # isort: split
 import pytest

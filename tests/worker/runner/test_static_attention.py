@@ -3,7 +3,7 @@
 In the interpreter without a GPU, where the record is pretended.
 """
 
-from tests.worker.interpreted import DEVICE, runs_kernels  # first: chooses how kernels run
+from tests.worker.interpreted import DEVICE, runs_kernels
 
 # isort: split
 from pathlib import Path

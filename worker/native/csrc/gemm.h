@@ -106,7 +106,7 @@ void multiply_whole(const Stripes& stripes, int panel, const Rows<X>& x, const P
   const ptrdiff_t panel_bytes = ptrdiff_t{weight.depth} * kPanel * sizeof(W);
   const char* ahead = reinterpret_cast<const char*>(b);
   ahead += stripes.count == 1 ? kAheadBytes : panel_bytes;
-  const ptrdiff_t share = panel_bytes / std::min(4, stripes.count == 3 ? 4 : stripes.count);
+  const ptrdiff_t share = panel_bytes / (stripes.count > 2 ? 4 : stripes.count);  // as kShare
   for (int i = 0; i < stripes.count; ++i) {
     const int first = stripes.first(i), size = stripes.size(i);
     multiply_some<X, W>(size, stripes.count, x.row(first), x.stride, b, weight.depth,
