@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.native.library import Team
-from worker.native.packing import DTYPES, PackedWeight
+from worker.native.packing import DTYPES, PANEL, PackedWeight
 
 
 def multiply(
@@ -20,17 +20,14 @@ def multiply(
     out: Tensor | None = None,
 ) -> Tensor:
     """x: [M, depth] fp32, contiguous; returns `out` [M, N padded], or a new one."""
-    num_panels, depth, width = weight.data.shape
     if out is None:
-        out = torch.empty(len(x), num_panels * width)
+        out = torch.empty(len(x), weight.num_panels * PANEL)
     library.shoal_probe_multiply(
         team.handle,
-        DTYPES[weight.data.dtype],
+        DTYPES[weight.dtype],
         x.data_ptr(),
         len(x),
-        weight.data.data_ptr(),
-        num_panels,
-        depth,
+        ctypes.byref(weight.struct()),
         out.data_ptr(),
     )
     return out

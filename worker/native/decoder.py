@@ -7,6 +7,7 @@ on its thread; knows nothing of plans or sampling.
 """
 
 import ctypes
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from worker.attention.base import ForwardContext, LayerKVCache
 from worker.layers.rotary import Rotation
 from worker.models.decoder import Decoder, ParallelLayer, SumNormLayer
 from worker.native.attention import NativeAttention
+from worker.native.coding import coded
 from worker.native.library import Team, destroy_with
 from worker.native.packing import PackedRows, Packer, padded
 from worker.native.structs import GroupStruct, LayerCacheStruct, StepStruct
@@ -49,13 +51,13 @@ class NativeDecoder:
         self._dtype = decoder.embedding.weight.dtype
         self._team = Team(library, num_threads)
         self._attention = NativeAttention(library, self._team)
-        packer = Packer(library, self._team, packed)
+        packer = Packer(library, self._team, packed, partial(coded, library, self._team))
         self._has_ends = decoder.project_in is None
         self._layers = layers_of(decoder)
         self._has_attention = [has_native_attention(x.attention, tp) for x in self._layers]
         self._has_mlp = [has_native_mlp(x.mlp) for x in self._layers]
         self._terms = TermsBuilder(decoder, tp, packer, max_len, block_size).build()
-        packer.finish()
+        packer.close()
         self._program: int = library.shoal_program_create(
             ctypes.byref(self._terms.model), self._team.handle
         )

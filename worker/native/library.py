@@ -22,6 +22,7 @@ from worker.native.structs import (
     LayerAttentionStruct,
     LayerCacheStruct,
     LayerStruct,
+    MatrixStruct,
     ModelStruct,
     MoEStruct,
     StepStruct,
@@ -74,10 +75,24 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_attention_destroy": (None, [c_void_p]),
     "shoal_attention_begin": (c_int, [c_void_p, POINTER(KindStruct), POINTER(StepStruct)]),
     "shoal_attention_run": (None, [c_void_p, POINTER(LayerAttentionStruct)]),
+    "shoal_encode": (
+        c_int64,
+        [
+            c_void_p,  # team
+            c_void_p,  # data
+            c_int,  # num_panels
+            c_int,  # depth
+            c_void_p,  # out
+            c_void_p,  # codes
+            c_void_p,  # strays
+            c_int,  # max_strays
+        ],
+    ),
     "shoal_probe_multiply": (
         None,
-        [c_void_p, c_int, c_void_p, c_int, c_void_p, c_int, c_int, c_void_p],
+        [c_void_p, c_int, c_void_p, c_int, POINTER(MatrixStruct), c_void_p],
     ),
+    "shoal_probe_row": (None, [c_int, POINTER(MatrixStruct), c_int, c_int, c_void_p]),
     "shoal_probe_read": (c_float, [c_void_p, c_void_p, c_int64]),
 }
 

@@ -61,15 +61,25 @@ def gated_in_turns(num_rows: int) -> Columns:
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """data: [panels, depth, 32] in the kernels' own order; bias: [32 * panels] fp32."""
+    """data: [panels, depth, 32] in the kernels' own order; bias: [32 * panels] fp32. Of a coded
+    weight (`coding`) data, codes and strays are bytes, [panels, ..].
+    """
 
     data: Tensor
     bias: Tensor | None
+    dtype: torch.dtype
+    depth: int
+    codes: Tensor | None = None
+    strays: Tensor | None = None
+
+    @property
+    def num_panels(self) -> int:
+        return len(self.data)
 
     def struct(self) -> MatrixStruct:
-        bias = None if self.bias is None else self.bias.data_ptr()
-        num_panels, depth, _ = self.data.shape
-        return MatrixStruct(self.data.data_ptr(), bias, num_panels, depth)
+        parts = (self.data, self.bias, self.codes, self.strays)
+        addresses = (None if part is None else part.data_ptr() for part in parts)
+        return MatrixStruct(*addresses, self.num_panels, self.depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +122,20 @@ class Packer:
     """Packs with a team's threads. Used while loading only.
 
     `packed` has weights that were packed when they were read, by their address; they are taken out.
+    `finish` makes of every weight what is kept of it.
     """
 
     def __init__(
-        self, library: ctypes.CDLL, team: Team, packed: dict[int, PackedRows] | None = None
+        self,
+        library: ctypes.CDLL,
+        team: Team,
+        packed: dict[int, PackedRows] | None = None,
+        finish: Callable[[PackedWeight], PackedWeight] = lambda weight: weight,
     ) -> None:
         self._library = library
         self._team = team
         self._packed = {} if packed is None else packed
+        self._finish = finish
 
     def pack(
         self, weight: Tensor, bias: Tensor | None = None, order: Order = as_they_are
@@ -129,9 +145,10 @@ class Packer:
         if rows is None:
             rows = PackedRows.of(weight, order)
             rows.fill(self._library, weight, team=self._team)
-        return PackedWeight(rows.data, None if bias is None else _bias_in(order, bias))
+        bias = None if bias is None else _bias_in(order, bias)
+        return self._finish(PackedWeight(rows.data, bias, rows.data.dtype, rows.data.shape[1]))
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Every weight that was packed when it was read has been asked for."""
         assert not self._packed, f"{len(self._packed)} packed weights are left"
 

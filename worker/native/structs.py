@@ -16,6 +16,8 @@ class MatrixStruct(ctypes.Structure):
     _fields_ = (
         ("data", c_void_p),
         ("bias", c_void_p),
+        ("codes", c_void_p),
+        ("strays", c_void_p),
         ("num_panels", c_int32),
         ("depth", c_int32),
     )

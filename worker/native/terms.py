@@ -276,4 +276,4 @@ class TermsBuilder:
 
 def _nothing(packed: PackedWeight) -> nn.Parameter:
     """Stands for a parameter that is kept packed."""
-    return frozen(torch.empty(0, dtype=packed.data.dtype))
+    return frozen(torch.empty(0, dtype=packed.dtype))

@@ -198,6 +198,6 @@ def test_packed_weight_that_nobody_takes_is_noticed() -> None:
         library, Team(library, 1), {weight.data_ptr(): PackedRows.of(weight, as_they_are)}
     )
     with pytest.raises(AssertionError, match="1 packed weights are left"):
-        packer.finish()
+        packer.close()
     packer.pack(weight)
-    packer.finish()
+    packer.close()

@@ -25,10 +25,9 @@ def num_threads(request: pytest.FixtureRequest) -> int:
 
 def multiply(library: ctypes.CDLL, team: Team, x: Tensor, weight: PackedWeight) -> Tensor:
     """x: [M, K]; returns [M, N padded]."""
-    num_panels, depth, _ = weight.data.shape
-    rows = torch.zeros(len(x), depth)
+    rows = torch.zeros(len(x), weight.depth)
     rows[:, : x.shape[1]] = x
-    out = torch.full((len(x), num_panels * PANEL), torch.nan)
+    out = torch.full((len(x), weight.num_panels * PANEL), torch.nan)
     return native_product.multiply(library, team, rows, weight, out)
 
 

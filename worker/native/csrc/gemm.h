@@ -6,6 +6,7 @@
 //
 //     fp32  [N / 32][K][32]          bf16  [N / 32][K / 2][32][2]     (N, K padded with zeros)
 //
+// or, of bf16 numbers, into the twelve bits each of bf12.h,
 // so that one copy serves single rows, at the speed memory is read, and prompts. Every result is
 // summed over k in ascending order, whatever the number of rows: it does not depend on the batch.
 #pragma once
@@ -39,11 +40,18 @@ using Input = typename InputOf<W>::type;
 // same 16 of the other.
 template <class W>
 struct Packed {
-  const W* data = nullptr;
+  const void* data = nullptr;
   const float* bias = nullptr;  // padded and ordered as the columns, or null
   int num_panels = 0;
   int depth = 0;  // K, padded
-  const W* panel(int p) const { return data + static_cast<ptrdiff_t>(p) * depth * kPanel; }
+  const PanelCode* codes = nullptr;  // of each panel, if its numbers are kept as bf12.h has them
+  const Stray* strays = nullptr;
+  const W* panel(int p) const {
+    return static_cast<const W*>(data) + static_cast<ptrdiff_t>(p) * depth * kPanel;
+  }
+  const uint8_t* coded_panel(int p) const {
+    return static_cast<const uint8_t*>(data) + static_cast<ptrdiff_t>(p) * depth / kQuad * kQuadBytes;
+  }
 };
 
 // The rows of a product. Columns from K to the padded depth must be zeros.
@@ -97,50 +105,91 @@ struct Stripes {
 
 namespace detail {
 
+// A weight as the kernels read it.
+template <class W>
+struct PlainWeight {
+  const Packed<W>& weight;
+  PlainPanel<W> panel(int p) const { return {weight.panel(p)}; }
+  template <class X>
+  void finish(const Rows<X>&, const Tile&, float*) const {}
+};
+
+struct CodedWeight {
+  const Packed<bf16>& weight;
+  CodedPanel panel(int p) const { return {weight.coded_panel(p), table_of(weight.codes[p])}; }
+  // After all of the depth, so that a row's sum does not depend on how it was cut.
+  template <class X>
+  void finish(const Rows<X>& x, const Tile& t, float* sums) const {
+    add_strays(weight.codes[t.panel], weight.strays, x.row(t.first_row), x.stride, t.num_rows,
+               sums);
+  }
+};
+
+template <class P>
+const char* first_byte(const P& panel) {
+  return reinterpret_cast<const char*>(panel.at);
+}
+
 // All stripes by a panel in one piece.
-template <class X, class W, class Epilogue>
-void multiply_whole(const Stripes& stripes, int panel, const Rows<X>& x, const Packed<W>& weight,
+template <class X, class Weight, class Epilogue>
+void multiply_whole(const Stripes& stripes, int panel, const Rows<X>& x, const Weight& w,
                     Epilogue&& epilogue) {
   alignas(64) float sums[kMaxRows * kPanel];
-  const W* b = weight.panel(panel);
-  const ptrdiff_t panel_bytes = ptrdiff_t{weight.depth} * kPanel * sizeof(W);
-  const char* ahead = reinterpret_cast<const char*>(b);
-  ahead += stripes.count == 1 ? kAheadBytes : panel_bytes;
+  const auto b = w.panel(panel);
+  const int depth = w.weight.depth;
+  const ptrdiff_t panel_bytes = ptrdiff_t{depth} / kDepth * b.kStepBytes;
+  const char* ahead = first_byte(b) + (stripes.count == 1 ? kAheadBytes : panel_bytes);
   const ptrdiff_t share = panel_bytes / (stripes.count > 2 ? 4 : stripes.count);  // as kShare
   for (int i = 0; i < stripes.count; ++i) {
     const int first = stripes.first(i), size = stripes.size(i);
-    multiply_some<X, W>(size, stripes.count, x.row(first), x.stride, b, weight.depth,
-                        ahead + (i & 3) * share, sums);
-    epilogue(Tile{first, size, panel, sums});
+    multiply_some(size, stripes.count, x.row(first), x.stride, b, depth, ahead + (i & 3) * share,
+                  sums);
+    const Tile tile{first, size, panel, sums};
+    w.finish(x, tile, sums);
+    epilogue(tile);
   }
 }
 
 // The same where numbers have to be widened: a chunk of the panel meets all stripes before the
 // next, so that it is widened once and stays in the first cache. Each stripe is handed on as soon
 // as it is done; its stores then run beside the next one's products.
-template <class Epilogue>
-void multiply_widened(const Stripes& stripes, int panel, const Rows<float>& x,
-                      const Packed<bf16>& weight, Epilogue&& epilogue) {
+template <class Weight, class Epilogue>
+void multiply_widened(const Stripes& stripes, int panel, const Rows<float>& x, const Weight& w,
+                      Epilogue&& epilogue) {
   alignas(64) float columns[kChunkDepth * kPanel];
   alignas(64) float sums[kMaxStripes * kMaxRows * kPanel];
-  const bf16* b = weight.panel(panel);
-  const int num_chunks = (weight.depth + kChunkDepth - 1) / kChunkDepth;
-  const int chunk_depth = (weight.depth / kDepth + num_chunks - 1) / num_chunks * kDepth;
-  constexpr int kLines = kDepth * kPanel * static_cast<int>(sizeof(bf16)) / kLineBytes;
-  const int lines_ahead = (kLines + stripes.count - 1) / stripes.count;
-  const char* ahead = reinterpret_cast<const char*>(weight.panel(panel + 1));
-  for (int k = 0; k < weight.depth; k += chunk_depth) {
-    const int depth = std::min(chunk_depth, weight.depth - k);
+  auto b = w.panel(panel);
+  const int whole_depth = w.weight.depth;
+  const int num_chunks = (whole_depth + kChunkDepth - 1) / kChunkDepth;
+  const int chunk_depth = (whole_depth / kDepth + num_chunks - 1) / num_chunks * kDepth;
+  const int lines_ahead = (b.kStepBytes / kLineBytes + stripes.count - 1) / stripes.count;
+  const char* ahead = first_byte(b) + ptrdiff_t{whole_depth} / kDepth * b.kStepBytes;
+  for (int k = 0; k < whole_depth; k += chunk_depth) {
+    const int depth = std::min(chunk_depth, whole_depth - k);
     const WideChunk chunk{columns, depth, k == 0, lines_ahead};
+    widen_chunk(b, chunk);
     for (int i = 0; i < stripes.count; ++i) {
       const int first = stripes.first(i), size = stripes.size(i);
       float* own = sums + (first - stripes.begin) * kPanel;
-      multiply_chunk_some(size, x.row(first) + k, x.stride,
-                          i == 0 ? b + ptrdiff_t{k} * kPanel : nullptr, chunk, ahead, own);
+      multiply_chunk_some(size, x.row(first) + k, x.stride, chunk, ahead, own);
       ahead += depth / kDepth * lines_ahead * kLineBytes;
-      if (k + depth == weight.depth) epilogue(Tile{first, size, panel, own});
+      if (k + depth < whole_depth) continue;
+      const Tile tile{first, size, panel, own};
+      w.finish(x, tile, own);
+      epilogue(tile);
     }
+    b.advance(depth);
   }
+}
+
+template <class X, class Weight, class Epilogue>
+void multiply_stripes(const Stripes& stripes, int panel, const Rows<X>& x, const Weight& w,
+                      Epilogue&& epilogue) {
+  using P = decltype(w.panel(0));
+  if constexpr (std::is_same_v<X, float> && !std::is_same_v<P, PlainPanel<float>>) {
+    if (stripes.count > 2) return multiply_widened(stripes, panel, x, w, epilogue);  // else dearer
+  }
+  multiply_whole(stripes, panel, x, w, epilogue);
 }
 
 }  // namespace detail
@@ -152,12 +201,12 @@ void run_task(const Cut& c, int task, const Rows<X>& x, const Packed<W>& weight,
   const int panel = task % c.num_panels, begin = task / c.num_panels * c.block_rows;
   const int num_rows = std::min(c.num_rows - begin, c.block_rows);
   const Stripes stripes{begin, num_rows, (num_rows + kMaxRows - 1) / kMaxRows};
-  if constexpr (std::is_same_v<X, float> && std::is_same_v<W, bf16>) {
-    if (stripes.count > 2) {  // two cost less as they are
-      return detail::multiply_widened(stripes, panel, x, weight, epilogue);
+  if constexpr (std::is_same_v<W, bf16>) {
+    if (weight.codes != nullptr) {
+      return detail::multiply_stripes(stripes, panel, x, detail::CodedWeight{weight}, epilogue);
     }
   }
-  detail::multiply_whole(stripes, panel, x, weight, epilogue);
+  detail::multiply_stripes(stripes, panel, x, detail::PlainWeight<W>{weight}, epilogue);
 }
 
 // One phase: all members call it alike.

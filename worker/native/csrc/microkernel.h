@@ -5,9 +5,11 @@
 // Called by gemm.h.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 
+#include "bf12.h"
 #include "vec.h"
 
 namespace shoal {
@@ -81,25 +83,31 @@ inline Vec second_of_pairs(IntVec x) {
 }
 #endif
 
-// Two neighbouring k of a panel, one after the other.
-inline void widen_pair(const bf16* b, float* wide) {
+// Two neighbouring k of bf16 numbers, as they lie in a panel.
+using Pairs = IntVec[kPanelVecs];
+
+inline void load_pairs(const bf16* b, Pairs& pairs) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanelVecs; ++v) pairs[v] = load_pairs(b + v * kLanes * 2);
+}
+
+// One after the other.
+inline void widen_pair(const Pairs& pairs, float* wide) {
 #pragma GCC unroll 4
   for (int v = 0; v < kPanelVecs; ++v) {
-    const IntVec pairs = load_pairs(b + v * kLanes * 2);
-    store(wide + v * kLanes, first_of_pairs(pairs));
-    store(wide + kPanel + v * kLanes, second_of_pairs(pairs));
+    store(wide + v * kLanes, first_of_pairs(pairs[v]));
+    store(wide + kPanel + v * kLanes, second_of_pairs(pairs[v]));
   }
 }
 
 template <int kRows>
 inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff_t stride,
-                          const bf16* b) {
+                          const Pairs& pairs) {
   Vec first[kPanelVecs], second[kPanelVecs];
 #pragma GCC unroll 4
   for (int v = 0; v < kPanelVecs; ++v) {
-    const IntVec pairs = load_pairs(b + v * kLanes * 2);
-    first[v] = first_of_pairs(pairs);
-    second[v] = second_of_pairs(pairs);
+    first[v] = first_of_pairs(pairs[v]);
+    second[v] = second_of_pairs(pairs[v]);
   }
   multiply_add<kRows>(acc, a, stride, first);
   multiply_add<kRows>(acc, a + 1, stride, second);
@@ -108,20 +116,75 @@ inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff
 #if SHOAL_BF16_DOT
 template <int kRows>
 inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const bf16* a, ptrdiff_t stride,
-                          const bf16* b) {
-  __m512bh columns[kPanelVecs];
-#pragma GCC unroll 4
-  for (int v = 0; v < kPanelVecs; ++v) columns[v] = (__m512bh)load_pairs(b + v * kLanes * 2);
+                          const Pairs& pairs) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     int pair;
     std::memcpy(&pair, a + r * stride, sizeof pair);
     const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, columns[v]);
+    for (int v = 0; v < kPanelVecs; ++v) {
+      acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, (__m512bh)pairs[v]);
+    }
   }
 }
 #endif
+
+// Where a product is in a panel; kGroup numbers of depth are read at once. Panels differ in nothing
+// else.
+template <class W>
+struct PlainPanel {
+  static constexpr int kGroup = 2, kStepBytes = kDepth * kPanel * sizeof(W);
+  const W* at;
+  void advance(int depth) { at += ptrdiff_t{depth} * kPanel; }
+};
+
+struct CodedPanel {
+  static constexpr int kGroup = kQuad, kStepBytes = kDepth / kQuad * kQuadBytes;
+  const uint8_t* at;
+  IntVec table;
+  void advance(int depth) { at += ptrdiff_t{depth} / kQuad * kQuadBytes; }
+};
+
+template <int kRows>
+inline void multiply_group(Vec (&acc)[kRows][kPanelVecs], const float* a, ptrdiff_t stride,
+                           const PlainPanel<float>& b, int k) {
+  multiply_pair<kRows>(acc, a + k, stride, b.at + k * kPanel);
+}
+
+template <int kRows, class X>
+inline void multiply_group(Vec (&acc)[kRows][kPanelVecs], const X* a, ptrdiff_t stride,
+                           const PlainPanel<bf16>& b, int k) {
+  Pairs pairs;
+  load_pairs(b.at + k * kPanel, pairs);
+  multiply_pair<kRows>(acc, a + k, stride, pairs);
+}
+
+template <int kRows, class X>
+inline void multiply_group(Vec (&acc)[kRows][kPanelVecs], const X* a, ptrdiff_t stride,
+                           const CodedPanel& b, int k) {
+  const uint8_t* quad = b.at + k / kQuad * kQuadBytes;
+  Pairs pairs;
+  decode_pair<false>(quad, b.table, pairs);
+  multiply_pair<kRows>(acc, a + k, stride, pairs);
+  decode_pair<true>(quad, b.table, pairs);
+  multiply_pair<kRows>(acc, a + k + 2, stride, pairs);
+}
+
+inline void widen_group(const PlainPanel<bf16>& b, int k, float* wide) {
+  Pairs pairs;
+  load_pairs(b.at + k * kPanel, pairs);
+  widen_pair(pairs, wide);
+}
+
+inline void widen_group(const CodedPanel& b, int k, float* wide) {
+  const uint8_t* quad = b.at + k / kQuad * kQuadBytes;
+  Pairs pairs;
+  decode_pair<false>(quad, b.table, pairs);
+  widen_pair(pairs, wide);
+  decode_pair<true>(quad, b.table, pairs);
+  widen_pair(pairs, wide + 2 * kPanel);
+}
 
 template <int kRows>
 inline void zero_sums(Vec (&acc)[kRows][kPanelVecs]) {
@@ -152,33 +215,31 @@ inline void store_sums(const Vec (&acc)[kRows][kPanelVecs], float* sums) {
 
 // sums: [kRows][kPanel]. `ahead` is fetched along the way, one line for every kShare of the
 // panel's own.
-template <int kRows, int kShare, class X, class W>
-inline void multiply(const X* a, ptrdiff_t stride, const W* b, int depth, const char* ahead,
+template <int kRows, int kShare, class X, class P>
+inline void multiply(const X* a, ptrdiff_t stride, P b, int depth, const char* ahead,
                      float* sums) {
-  constexpr int kStepBytes = kDepth * kPanel * sizeof(W);
-  constexpr int kLines = kStepBytes / kLineBytes / kShare;
+  constexpr int kLines = (P::kStepBytes / kLineBytes + kShare - 1) / kShare;
   Vec acc[kRows][kPanelVecs];
   zero_sums<kRows>(acc);
   for (int k = 0; k < depth; k += kDepth) {
     prefetch<kLines>(ahead);
     ahead += kLines * kLineBytes;
 #pragma GCC unroll 4
-    for (int i = 0; i < kDepth; i += 2)
-      multiply_pair<kRows>(acc, a + i, stride, b + i * kPanel);
+    for (int i = 0; i < kDepth; i += P::kGroup) multiply_group<kRows>(acc, a, stride, b, i);
     a += kDepth;
-    b += kDepth * kPanel;
+    b.advance(kDepth);
   }
   store_sums<kRows>(acc, sums);
 }
 
 // The kernel for so many rows. Not inlined: one copy serves every epilogue.
-template <class X, class W, int kRows = kMaxRows>
+template <class X, class P, int kRows = kMaxRows>
 __attribute__((noinline)) void multiply_some(int num_rows, int num_stripes, const X* a,
-                                             ptrdiff_t stride, const W* b, int depth,
+                                             ptrdiff_t stride, const P& b, int depth,
                                              const char* ahead, float* sums) {
   if constexpr (kRows > 1) {
     if (num_rows < kRows) {
-      return multiply_some<X, W, kRows - 1>(num_rows, num_stripes, a, stride, b, depth, ahead,
+      return multiply_some<X, P, kRows - 1>(num_rows, num_stripes, a, stride, b, depth, ahead,
                                             sums);
     }
   }
@@ -189,8 +250,23 @@ __attribute__((noinline)) void multiply_some(int num_rows, int num_stripes, cons
   }
 }
 
+// To the sums of some rows, what the panel's numbers do not hold.
+template <class X>
+inline void add_strays(const PanelCode& code, const Stray* strays, const X* a, ptrdiff_t stride,
+                       int num_rows, float* sums) {
+  const float stand_in = to_float(code.stand_in());
+  const Stray* s = strays + code.first_stray;
+  for (const Stray* end = s + code.num_strays; s < end; ++s) {
+    const float value = to_float(s->value) - stand_in;
+    for (int r = 0; r < num_rows; ++r) {
+      float& sum = sums[r * kPanel + s->column];
+      sum = std::fma(to_float(a[r * stride + s->k]), value, sum);
+    }
+  }
+}
+
 // Widened numbers of this depth stay in the first cache beside the rows that they meet.
-constexpr int kChunkDepth = 192;
+constexpr int kChunkDepth = 144;
 
 // Part of a panel's depth, widened once for many rows.
 struct WideChunk {
@@ -200,9 +276,18 @@ struct WideChunk {
   int lines_ahead;  // to be fetched for every kDepth of the depth
 };
 
-// The products of a stripe with a chunk. The first stripe widens the chunk on its way, from b.
-template <int kRows, bool kWidens>
-inline void multiply_chunk(const float* a, ptrdiff_t stride, const bf16* b, const WideChunk& chunk,
+template <class P>
+inline void widen_chunk(P b, const WideChunk& chunk) {
+  float* wide = chunk.columns;
+  for (int k = 0; k < chunk.depth; k += kDepth, wide += kDepth * kPanel, b.advance(kDepth)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kDepth; i += P::kGroup) widen_group(b, i, wide + i * kPanel);
+  }
+}
+
+// The products of a stripe with a chunk.
+template <int kRows>
+inline void multiply_chunk(const float* a, ptrdiff_t stride, const WideChunk& chunk,
                            const char* ahead, float* sums) {
   Vec acc[kRows][kPanelVecs];
   if (chunk.is_first) {
@@ -210,33 +295,28 @@ inline void multiply_chunk(const float* a, ptrdiff_t stride, const bf16* b, cons
   } else {
     load_sums<kRows>(sums, acc);
   }
-  float* wide = chunk.columns;
+  PlainPanel<float> wide{chunk.columns};
   for (int k = 0; k < chunk.depth; k += kDepth) {
     for (int i = 0; i < chunk.lines_ahead; ++i, ahead += kLineBytes) prefetch<1>(ahead);
 #pragma GCC unroll 4
-    for (int i = 0; i < kDepth; i += 2) {
-      if constexpr (kWidens) widen_pair(b + i * kPanel, wide + i * kPanel);
-      multiply_pair<kRows>(acc, a + i, stride, wide + i * kPanel);
-    }
+    for (int i = 0; i < kDepth; i += 2) multiply_group<kRows>(acc, a, stride, wide, i);
     a += kDepth;
-    if constexpr (kWidens) b += kDepth * kPanel;
-    wide += kDepth * kPanel;
+    wide.advance(kDepth);
   }
   store_sums<kRows>(acc, sums);
 }
 
-// The kernel for so many rows; b: null but for the first stripe.
+// The kernel for so many rows.
 template <int kRows = kMaxRows>
 __attribute__((noinline)) void multiply_chunk_some(int num_rows, const float* a, ptrdiff_t stride,
-                                                   const bf16* b, const WideChunk& chunk,
-                                                   const char* ahead, float* sums) {
+                                                   const WideChunk& chunk, const char* ahead,
+                                                   float* sums) {
   if constexpr (2 * kRows > kMaxRows + 1) {  // no shorter ones come of an even cut
     if (num_rows < kRows) {
-      return multiply_chunk_some<kRows - 1>(num_rows, a, stride, b, chunk, ahead, sums);
+      return multiply_chunk_some<kRows - 1>(num_rows, a, stride, chunk, ahead, sums);
     }
   }
-  if (b != nullptr) return multiply_chunk<kRows, true>(a, stride, b, chunk, ahead, sums);
-  multiply_chunk<kRows, false>(a, stride, nullptr, chunk, ahead, sums);
+  multiply_chunk<kRows>(a, stride, chunk, ahead, sums);
 }
 
 }  // namespace detail

@@ -15,6 +15,8 @@ enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 struct MatrixTerms {
   const void* data;
   const float* bias;
+  const void* codes;   // of bf12.h, one of each panel; null: the numbers are as they are
+  const void* strays;
   int32_t num_panels;
   int32_t depth;
 };

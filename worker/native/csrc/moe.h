@@ -10,6 +10,7 @@
 
 #include "buffer.h"
 #include "gemm.h"
+#include "matrix.h"
 #include "rows.h"
 #include "routing.h"
 
@@ -62,9 +63,7 @@ class ExpertMixture {
  private:
   static constexpr int kRowsPerTask = 4;
 
-  static Packed<W> packed(const MatrixTerms& m) {
-    return {static_cast<const W*>(m.data), m.bias, m.num_panels, m.depth};
-  }
+  static Packed<W> packed(const MatrixTerms& m) { return packed_as<W>(m); }
 
   template <class Body>
   static void for_each(Member& m, int num_rows, Body&& body) {
@@ -82,8 +81,7 @@ class ExpertMixture {
         store_first(wide_.row(r) + i, load_some(x.row(r) + i, count), count);
       });
     });
-    const Packed<float> router{static_cast<const float*>(t.router.data), t.router.bias,
-                               t.router.num_panels, t.router.depth};
+    const Packed<float> router = packed_as<float>(t.router);
     multiply(m, wide_, num_rows, router,
              [&](const Tile& tile) { keep_sums(tile, router.bias, 0, logits_); });
     for_each(m, num_rows, [&](int r) {

@@ -152,9 +152,27 @@ void pack_rows(const Matrix<W>& m, const int32_t* columns, int first, int last, 
   detail::finish_packing();
 }
 
+// The same of a coded weight.
+inline void decode_row(const Packed<bf16>& weight, int row, int num_columns, float multiplier,
+                       float* y) {
+  const uint8_t* panel = weight.coded_panel(row / kPanel);
+  const PanelCode& code = weight.codes[row / kPanel];
+  const int column = row % kPanel;
+  for (int k = 0; k < num_columns; ++k) {
+    y[k] = to_float(decode(panel, code, k, column)) * multiplier;
+  }
+  const Stray* strays = weight.strays + code.first_stray;
+  for (int i = 0; i < code.num_strays; ++i) {
+    if (strays[i].column == column) y[strays[i].k] = to_float(strays[i].value) * multiplier;
+  }
+}
+
 // Row `row` of a packed weight, widened and multiplied.
 template <class W>
 void unpack_row(const Packed<W>& weight, int row, int num_columns, float multiplier, float* y) {
+  if constexpr (std::is_same_v<W, bf16>) {
+    if (weight.codes != nullptr) return decode_row(weight, row, num_columns, multiplier, y);
+  }
   const W* panel = weight.panel(row / kPanel);
   for (int k = 0; k < num_columns; ++k) {
     y[k] = to_float(panel[place_in_panel<W>(k, row % kPanel)]) * multiplier;

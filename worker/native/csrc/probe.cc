@@ -1,6 +1,7 @@
 // Single pieces of the machinery for tests and benchmarks: a product of packed weights, and how fast
 // this machine reads memory.
 #include "abi.h"
+#include "matrix.h"
 #include "pack.h"
 #include "team.h"
 
@@ -30,18 +31,23 @@ void multiply_rows(Team& team, const Rows<float>& x, int num_rows, const Packed<
 
 }  // namespace
 
-// x: [num_rows, depth] fp32; out: [num_rows, 32 * num_panels].
-SHOAL_API void shoal_probe_multiply(void* team, int dtype, float* x, int num_rows, const void* data,
-                                    int num_panels, int depth, float* out) {
+// x: [num_rows, depth] fp32; out: [num_rows, 32 * num_panels], without the bias.
+SHOAL_API void shoal_probe_multiply(void* team, int dtype, float* x, int num_rows,
+                                    const MatrixTerms* weight, float* out) {
   Team& members = *static_cast<Team*>(team);
-  const Rows<float> rows{x, depth}, results{out, num_panels * kPanel};
-  if (dtype != 0) {
-    const Packed<bf16> weight{static_cast<const bf16*>(data), nullptr, num_panels, depth};
-    multiply_rows(members, rows, num_rows, weight, results);
+  const Rows<float> rows{x, weight->depth}, results{out, weight->num_panels * kPanel};
+  if (dtype == kBFloat16) {
+    multiply_rows(members, rows, num_rows, packed_as<bf16>(*weight), results);
   } else {
-    const Packed<float> weight{static_cast<const float*>(data), nullptr, num_panels, depth};
-    multiply_rows(members, rows, num_rows, weight, results);
+    multiply_rows(members, rows, num_rows, packed_as<float>(*weight), results);
   }
+}
+
+// One row of the embedding: y, [num_columns].
+SHOAL_API void shoal_probe_row(int dtype, const MatrixTerms* weight, int row, int num_columns,
+                               float* y) {
+  if (dtype == kBFloat16) return unpack_row(packed_as<bf16>(*weight), row, num_columns, 1.0f, y);
+  unpack_row(packed_as<float>(*weight), row, num_columns, 1.0f, y);
 }
 
 // Reads num_bytes once with all members, as a stream for each. Returns a number that depends on

@@ -16,6 +16,7 @@
 
 #include "attention.h"
 #include "buffer.h"
+#include "matrix.h"
 #include "model.h"
 #include "moe.h"
 #include "pack.h"
@@ -117,9 +118,7 @@ class Program final : public ProgramBase {
     Buffer<char> scratch;
   };
 
-  static Packed<W> packed(const MatrixTerms& m) {
-    return {static_cast<const W*>(m.data), m.bias, m.num_panels, m.depth};
-  }
+  static Packed<W> packed(const MatrixTerms& m) { return packed_as<W>(m); }
 
   void reserve(size_t scratch_bytes) {
     const int num_rows = step_.num_tokens;
