@@ -20,7 +20,9 @@ class Load:
     input_len: int  # tokens, random ids
     output_len: int  # tokens, forced by ignore_eos
     shared_prefix_len: int = 0  # of input_len, the same in all requests
-    vocab: tuple[int, int] = (10, 1000)
+    # Whole characters: the first ids of byte-level tokenizers are single bytes, of which a server
+    # shows nothing before the character is complete.
+    vocab: tuple[int, int] = (300, 1000)
     seed: int = 0
     timeout_s: float = 600.0
 
