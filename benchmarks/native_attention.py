@@ -3,13 +3,15 @@
     python -m benchmarks.native_attention [--num-threads 2] [--dtype bfloat16]
 
 Decodes: bytes of keys and values read a second, beside reading memory in sequence and the torch
-backend (gather, then `scaled_dot_product_attention`). Prompts: operations of the two products that
+backend (gather, then `scaled_dot_product_attention`); then decodes with a common prefix, beside
+those that have the same tokens in blocks of their own. Prompts: operations of the two products that
 causality leaves, beside torch and the best product of large matrices. Caches change from run to
 run, as layers' do. Figures are the best of several tries; compare within a run only.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
@@ -25,6 +27,7 @@ from worker.native.attention import NativeAttention
 
 HEADS = ((9, 3, 64), (14, 2, 64), (32, 8, 128), (12, 12, 64))  # heads, KV heads, head_dim
 DECODES = ((1, 8192), (8, 1500), (32, 200))  # sequences, context
+SHARED_DECODES = ((8, 1024, 64), (32, 1024, 64))  # sequences, common and own keys
 PROMPT_LENS = (512, 1500)
 _BLOCK_SIZE = 16
 _CACHE_BYTES = 384 << 20  # of all layers together: beyond the caches of the CPU
@@ -107,6 +110,35 @@ def decodes(bench: Bench, dtype: torch.dtype) -> None:
             )
 
 
+def shared_decodes(bench: Bench, dtype: torch.dtype) -> None:
+    for heads in HEADS:
+        for count, num_common, num_own in SHARED_DECODES:
+            layout, num_blocks = make_layout([(1, num_common + num_own)] * count, dtype)
+            layers = make_layers(layout, num_blocks, *heads[1:])
+            q = torch.randn(count, heads[0], heads[2]).to(dtype)
+            # Each has a backend of its own: two plans of one would be built in turns.
+            runs = {
+                name: layer_run(NativeAttention(bench.library, bench.team), some, q, layers)
+                for name, some in {
+                    "shared": with_prefix(layout, num_common),
+                    "apart": layout,
+                }.items()
+            }
+            us = {name: seconds * 1e6 for name, seconds in best_s(runs, _TRIES).items()}
+            print(
+                f"{_shape(heads)} {count:3} x ({num_common} common + {num_own}): "
+                f"shared {us['shared']:6.0f} us, apart {us['apart']:6.0f} us",
+                flush=True,
+            )
+
+
+def with_prefix(layout: BatchLayout, num_keys: int) -> BatchLayout:
+    """The sequences' first keys are the first sequence's."""
+    tables = layout.block_tables.copy()
+    tables[:, : num_keys // _BLOCK_SIZE] = tables[0, : num_keys // _BLOCK_SIZE]
+    return replace(layout, block_tables=tables)
+
+
 def prompts(bench: Bench, dtype: torch.dtype) -> None:
     square = torch.randn(1024, 1024)
     for heads in HEADS:
@@ -137,6 +169,7 @@ def main() -> None:
     bench = Bench(options.num_threads)
     dtype: torch.dtype = getattr(torch, options.dtype)
     decodes(bench, dtype)
+    shared_decodes(bench, dtype)
     prompts(bench, dtype)
 
 

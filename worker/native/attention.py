@@ -1,11 +1,12 @@
 """Native paged attention as an attention backend, for layers that otherwise run on torch.
 
 Nothing is gathered: the kernels read the cache through the block tables. Owns one C++ object for
-each kind of attention, whose plan is built once a step. Called by `layers/` through a
+each kind of attention, which holds one plan at a time. Called by `layers/` through a
 ForwardContext; set up by `worker.native.decoder`, and used by its thread only.
 """
 
 import ctypes
+import weakref
 
 import torch
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch import Tensor
 from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
 from worker.native.library import Team, destroy_with
 from worker.native.packing import DTYPES
-from worker.native.structs import KindStruct, LayerAttentionStruct, StepStruct
+from worker.native.structs import GroupStruct, KindStruct, LayerAttentionStruct, StepStruct
 
 
 class NativeAttention:
-    """See `AttentionBackend`: a step's plan of a kind takes the place of the former step's. Several
-    groups of layers share it: they differ in their block tables alone, which a layer brings.
+    """See `AttentionBackend`: a plan takes the place of the former one of its kind, which was of
+    another step or of another group of layers.
     """
 
     def __init__(self, library: ctypes.CDLL, team: Team) -> None:
@@ -38,6 +39,7 @@ class _Kind:
     def __init__(self, library: ctypes.CDLL, team: Team, kind: AttentionKind) -> None:
         """Raises: MemoryError."""
         self.library, self.kind = library, kind
+        self.held: weakref.ref[NativePlan] | None = None  # the plan that the object was built for
         self.slopes = (
             torch.tensor(kind.alibi_slopes, dtype=torch.float32) if kind.alibi_slopes else None
         )
@@ -48,19 +50,20 @@ class _Kind:
 
 
 class NativePlan:
-    """See `AttentionPlan`. Built for the shapes of the first layer that runs it, which are those of
-    all layers of its kind.
+    """See `AttentionPlan`. Built when a layer runs it, for that layer's shapes, which are those of
+    all layers of its kind; again if another group's was built since: what sequences share is a
+    group's own.
     """
 
     def __init__(self, kind: _Kind, layout: BatchLayout) -> None:
         self._kind, self._layout = kind, layout
-        self._is_built = False
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache, sinks: Tensor | None = None
     ) -> Tensor:
         """Raises: MemoryError when a step's buffers cannot be had."""
-        if not self._is_built:
+        held = self._kind.held
+        if held is None or held() is not self:
             self._build(q, cache)
         kind = self._kind.kind
         rows = _rows(q)
@@ -86,18 +89,21 @@ class NativePlan:
     def _build(self, q: Tensor, cache: LayerKVCache) -> None:
         _, num_heads, head_dim = q.shape
         layout, window = self._layout, self._kind.kind.window or 0
+        group = GroupStruct(block_tables=layout.block_tables.ctypes.data)
         terms = KindStruct(num_heads, cache.k.shape[2], head_dim, layout.block_size, window)
         step = StepStruct(
+            groups=ctypes.pointer(group),
             query_lens=layout.query_lens.ctypes.data,
             context_lens=layout.context_lens.ctypes.data,
             num_tokens=len(q),
             num_sequences=len(layout.query_lens),
             table_width=layout.block_tables.shape[1],
         )
+        self._kind.held = None
         begin = self._kind.library.shoal_attention_begin
         if not begin(self._kind.handle, ctypes.byref(terms), ctypes.byref(step)):
             raise MemoryError(f"no memory for the attention of {len(q)} tokens")
-        self._is_built = True
+        self._kind.held = weakref.ref(self)
 
 
 def _rows(q: Tensor) -> Tensor:

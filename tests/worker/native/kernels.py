@@ -49,6 +49,7 @@ class AttentionStruct(ctypes.Structure):
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "shoal_test_attention": (c_double, [POINTER(AttentionStruct)]),
+    "shoal_test_attention_units": (c_int, [POINTER(AttentionStruct), c_void_p]),
     "shoal_test_function": (None, [c_int, c_void_p, c_int, c_void_p]),
     "shoal_test_norm": (None, [POINTER(NormStruct), c_void_p, c_int, c_int, c_void_p]),
     "shoal_test_prepare": (
@@ -127,37 +128,56 @@ def attend(
     kind: AttentionKind,
     sinks: Tensor | None = None,
     num_threads: int = 1,
+    num_repeats: int = 1,
 ) -> Tensor:
-    """What `AttentionPlan.run` returns."""
+    """What `AttentionPlan.run` returns, `num_repeats` times over."""
     out = torch.full_like(q, torch.nan)
     wide = q.float()
     slopes = torch.tensor(kind.alibi_slopes) if kind.alibi_slopes else None
-    _, num_heads, head_dim = q.shape
-    library.shoal_test_attention(
-        AttentionStruct(
-            is_bf16=q.dtype == torch.bfloat16,
-            num_threads=num_threads,
-            num_repeats=1,
-            num_heads=num_heads,
-            num_kv_heads=cache.k.shape[2],
-            head_dim=head_dim,
-            block_size=layout.block_size,
-            window=kind.window or 0,
-            num_sequences=len(layout.query_lens),
-            table_width=layout.block_tables.shape[1],
-            query_lens=layout.query_lens.ctypes.data,
-            context_lens=layout.context_lens.ctypes.data,
-            block_tables=layout.block_tables.ctypes.data,
-            q=wide.data_ptr(),
-            q_stride=wide.stride(0),
-            k_cache=cache.k.data_ptr(),
-            v_cache=cache.v.data_ptr(),
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            scale=head_dim**-0.5 if kind.scale is None else kind.scale,
-            soft_cap=kind.soft_cap or 0.0,
-            alibi_slopes=address(slopes),
-            sinks=address(sinks),
-        )
-    )
+    struct = _struct(q, cache, layout, kind, num_threads)
+    struct.num_repeats = num_repeats
+    struct.q, struct.q_stride = wide.data_ptr(), wide.stride(0)
+    struct.out, struct.out_stride = out.data_ptr(), out.stride(0)
+    struct.alibi_slopes, struct.sinks = address(slopes), address(sinks)
+    library.shoal_test_attention(struct)
     return out
+
+
+def count_units(
+    library: ctypes.CDLL,
+    q: Tensor,
+    cache: LayerKVCache,
+    layout: BatchLayout,
+    kind: AttentionKind,
+    other: BatchLayout | None = None,
+) -> int:
+    """Into how many units one thread's attention is cut; `other`: of another group of layers that
+    the same plan is for."""
+    tables = None if other is None else other.block_tables.ctypes.data
+    struct = _struct(q, cache, layout, kind, 1)
+    count: int = library.shoal_test_attention_units(struct, tables)
+    return count
+
+
+def _struct(
+    q: Tensor, cache: LayerKVCache, layout: BatchLayout, kind: AttentionKind, num_threads: int
+) -> AttentionStruct:
+    _, num_heads, head_dim = q.shape
+    return AttentionStruct(
+        is_bf16=q.dtype == torch.bfloat16,
+        num_threads=num_threads,
+        num_heads=num_heads,
+        num_kv_heads=cache.k.shape[2],
+        head_dim=head_dim,
+        block_size=layout.block_size,
+        window=kind.window or 0,
+        num_sequences=len(layout.query_lens),
+        table_width=layout.block_tables.shape[1],
+        query_lens=layout.query_lens.ctypes.data,
+        context_lens=layout.context_lens.ctypes.data,
+        block_tables=layout.block_tables.ctypes.data,
+        k_cache=cache.k.data_ptr(),
+        v_cache=cache.v.data_ptr(),
+        scale=head_dim**-0.5 if kind.scale is None else kind.scale,
+        soft_cap=kind.soft_cap or 0.0,
+    )

@@ -69,6 +69,36 @@ def test_numbers_do_not_depend_on_the_threads(path: Path, dtype: str, num_sequen
         assert torch.equal(mine, ours)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_do_not_depend_on_who_shares_the_prefix(tmp_path: Path, dtype: str) -> None:
+    config = llama_config(max_position_embeddings=1024)
+    make_checkpoint(tmp_path, config)
+    runner = make_runner(tmp_path, dtype=dtype, num_blocks=400, max_num_batched_tokens=1024)
+    prefix, num_shared = random_tokens(540, seed=0), 520
+    texts = [prefix[:num_shared] + random_tokens(20 + 3 * slot, seed=slot) for slot in range(1, 4)]
+
+    def found(slots: range) -> list[Tensor]:
+        """Logits after one more token than the prompts, of the sequences in these slots."""
+        driver = driver_for(runner)
+        driver.admit(0, prefix)
+        runner.compute_logits(driver.plan((0, len(prefix))))
+        for slot in slots:
+            driver.admit(slot, texts[slot - 1], cached_from=0, num_cached=num_shared)
+        counts = [(slot, len(texts[slot - 1]) - num_shared) for slot in slots]
+        runner.compute_logits(driver.plan(*counts))
+        for slot in slots:
+            driver.tokens[slot].append(slot)
+        logits = runner.compute_logits(driver.plan(*((slot, 1) for slot in slots))).clone()
+        for slot in (0, *slots):
+            driver.release(slot)
+        runner.execute(driver.plan())
+        return list(logits)
+
+    together = found(range(1, 4))
+    for slot, logits in enumerate(together, start=1):
+        assert torch.equal(found(range(slot, slot + 1))[0], logits)
+
+
 def test_matrices_are_held_once(path: Path) -> None:
     """Packed ones replace the decoder's own; padding is all that is added."""
     own = make_runner(path, native_kernels=False)._model

@@ -1,7 +1,7 @@
 // Paged attention alone, for layers whose other parts torch computes.
 //
-// Python keeps one object for each kind of attention: its plan is built once a step, and every
-// layer of the kind then runs it.
+// Python keeps one object for each kind of attention: its plan is built once a step and group of
+// layers, and every layer of both then runs it.
 #include "abi.h"
 #include "attention.h"
 #include "buffer.h"
@@ -18,7 +18,7 @@ class PagedAttention {
   void begin_step(const KindTerms& kind, const StepTerms& step) {
     plan_.build({kind.num_heads, kind.num_kv_heads, kind.head_dim, kind.block_size, kind.window},
                 {step.num_sequences, step.query_lens, step.context_lens, step.table_width},
-                team_.size());
+                {step.groups[0].block_tables}, team_.size());
     const size_t num_bytes = AttentionScratch::num_bytes(plan_);
     for (auto& memory : scratch_) memory.reserve(num_bytes);
   }
@@ -61,7 +61,7 @@ SHOAL_API void shoal_attention_destroy(void* attention) {
   delete static_cast<PagedAttention*>(attention);
 }
 
-// Of `step` only the sequences count; its arrays must stay until the step's last layer has run.
+// For layers of one group: of `step` only the sequences and the first group's block tables count.
 // Whether there was memory for it.
 SHOAL_API int shoal_attention_begin(void* attention, const KindTerms* kind,
                                     const StepTerms* step) {

@@ -99,7 +99,8 @@ class AttentionWorker {
   // A unit of the plan, and what follows of it.
   struct Place {
     AttentionUnit unit{};
-    const int32_t* table = nullptr;
+    const AttentionQuery* queries = nullptr;
+    const int32_t* table = nullptr;  // of its first sequence: all have its keys in the same blocks
     int first_position = 0;
     int rows_per_head = 0;
     int tile_keys = kTileKeys;
@@ -140,26 +141,37 @@ class AttentionWorker {
     }
     if (at_.unit.piece < 0) return write_results();
     write_records();
-    if (plan_.is_last_piece(at_.unit)) merge_records();
+    merge_ended();
   }
 
  private:
   // Rows of a unit are ordered by KV head, query token and head within the group.
-  int token(int row) const {
-    return plan_.first_token(at_.unit.sequence) + at_.unit.first_query +
-           row % at_.rows_per_head / group_;
+  const AttentionQuery& query(int row) const {
+    return at_.queries[row % at_.rows_per_head / group_];
   }
+  int position(int row) const { return query(row).position; }
   int head(int row) const {
     return (at_.unit.first_kv_head + row / at_.rows_per_head) * group_ + row % group_;
   }
   int num_rows() const { return at_.unit.num_kv_heads * at_.rows_per_head; }
-  int position(int row) const { return at_.first_position + row % at_.rows_per_head / group_; }
+
+  // f(row, query, head) for the rows of the unit's query tokens first .. last - 1.
+  template <class F>
+  void for_rows(int first, int last, F&& f) const {
+    for (int h = 0; h < at_.unit.num_kv_heads; ++h) {
+      int row = h * at_.rows_per_head + first * group_;
+      for (int i = first; i < last; ++i) {
+        const int first_head = (at_.unit.first_kv_head + h) * group_;
+        for (int g = 0; g < group_; ++g) f(row++, at_.queries[i], first_head + g);
+      }
+    }
+  }
 
   // With few rows most time goes into reading memory: tiles are then so small that one of them and
-  // the next, which is fetched meanwhile, leave room in a core's cache. By the layer's shape alone,
-  // so that a sequence's results do not change with the batch.
-  int keys_per_tile(int rows_per_head) const {
-    if (rows_per_head > kFewQueryRows) return kTileKeys;
+  // the next, which is fetched meanwhile, leave room in a core's cache. By the layer's shape and the
+  // rows of one sequence alone, so that its results do not change with the batch.
+  int keys_per_tile(bool has_few_rows) const {
+    if (!has_few_rows) return kTileKeys;
     const int key_bytes = 2 * shape_.num_kv_heads * shape_.head_dim * static_cast<int>(sizeof(T));
     int num_keys = kTileKeys;
     while (num_keys > kFewestTileKeys && num_keys * key_bytes > kTileBytes) num_keys /= 2;
@@ -169,13 +181,12 @@ class AttentionWorker {
   Place place(int task) const {
     Place at;
     at.unit = plan_.unit(task);
-    const AttentionBatch& batch = plan_.batch();
-    const int sequence = at.unit.sequence;
-    at.table = tensors_.block_tables + static_cast<int64_t>(sequence) * batch.table_width;
-    at.first_position =
-        batch.context_lens[sequence] - batch.query_lens[sequence] + at.unit.first_query;
+    at.queries = plan_.queries(at.unit);
+    at.table = tensors_.block_tables +
+               static_cast<int64_t>(at.queries[0].sequence) * plan_.table_width();
+    at.first_position = at.queries[0].position;
     at.rows_per_head = at.unit.num_queries * group_;
-    at.tile_keys = keys_per_tile(at.rows_per_head);
+    at.tile_keys = keys_per_tile(at.unit.has_few_rows);
     // Not the tiles that are before all windows: a unit begins at a whole kTileKeys.
     const int first_seen = first_visible(at.first_position) / at.tile_keys * at.tile_keys;
     at.first_key = std::max(at.unit.first_key, first_seen);
@@ -184,12 +195,12 @@ class AttentionWorker {
 
   void load_queries() {
     const int dim = shape_.head_dim;
-    for (int row = 0; row < num_rows(); ++row) {
-      const float* q = tensors_.q + token(row) * tensors_.q_stride + head(row) * dim;
+    for_rows(0, at_.unit.num_queries, [&](int row, const AttentionQuery& query, int head) {
+      const float* q = tensors_.q + query.token * tensors_.q_stride + head * dim;
       Dot::pack_row(q, dim, scratch_.queries + static_cast<size_t>(row) * steps_);
       scratch_.maxima[row] = kHidden;
       store(scratch_.weight_sums + row * kLanes, zero());
-    }
+    });
     const size_t num_sums = static_cast<size_t>(num_rows()) * width_;
     std::memset(scratch_.sums, 0, num_sums * sizeof(float));
   }
@@ -413,69 +424,70 @@ class AttentionWorker {
 
   float weight_sum(int row) const { return reduce_add(load(scratch_.weight_sums + row * kLanes)); }
 
+  float* sums(int row) const { return scratch_.sums + static_cast<size_t>(row) * width_; }
+
   void write_results() {
-    for (int row = 0; row < num_rows(); ++row) {
-      write_result(row, scratch_.sums + static_cast<size_t>(row) * width_, scratch_.maxima[row],
-                   weight_sum(row));
-    }
+    for_rows(0, at_.unit.num_queries, [&](int row, const AttentionQuery& query, int head) {
+      write_result(query.token, head, sums(row), scratch_.maxima[row], weight_sum(row));
+    });
   }
 
-  void write_result(int row, const float* sums, float maximum, float weight_sum) {
+  void write_result(int token, int head, const float* sums, float maximum, float weight_sum) {
     float factor = 1.0f;
     if (terms_.sinks != nullptr) {
-      const float sink = terms_.sinks[head(row)] * kLog2E;
+      const float sink = terms_.sinks[head] * kLog2E;
       const float top = std::max(maximum, sink);
       factor = std::exp2(maximum - top);
       weight_sum = weight_sum * factor + std::exp2(sink - top);
     }
-    Out* out = tensors_.out + token(row) * tensors_.out_stride + head(row) * shape_.head_dim;
+    Out* out = tensors_.out + token * tensors_.out_stride + head * shape_.head_dim;
     Dot::store_row(sums, factor / weight_sum, shape_.head_dim, out);
   }
 
-  float* record(int piece, int row) const {
-    const AttentionMerge& merge = plan_.merge(at_.unit.sequence);
-    const int query = row % at_.rows_per_head / group_;
-    const int64_t index =
-        (static_cast<int64_t>(piece) * at_.unit.num_queries + query) * shape_.num_heads + head(row);
-    return plan_.record(merge.first_record + index);
-  }
-
   void write_records() {
-    for (int row = 0; row < num_rows(); ++row) {
-      float* record = this->record(at_.unit.piece, row);
-      const float* sums = scratch_.sums + static_cast<size_t>(row) * width_;
-      std::memcpy(record, sums, width_ * sizeof(float));
+    for_rows(0, at_.unit.num_queries, [&](int row, const AttentionQuery& query, int head) {
+      float* record = plan_.record(query, at_.unit.piece, head);
+      const float* sums = this->sums(row);
+      for (int d = 0; d < width_; d += kLanes) store(record + d, load(sums + d));
       float* ends = record + plan_.record_size() - 2;
       ends[0] = scratch_.maxima[row];
       ends[1] = weight_sum(row);
+    });
+  }
+
+  // The results of those of the unit's sequences whose last piece it was.
+  void merge_ended() {
+    for (int first = 0, last; first < at_.unit.num_queries; first = last) {
+      const int sequence = at_.queries[first].sequence;
+      last = first + 1;
+      while (last < at_.unit.num_queries && at_.queries[last].sequence == sequence) ++last;
+      if (!plan_.is_last_piece(at_.unit, sequence)) continue;
+      const int num_pieces = plan_.num_pieces(sequence);
+      for_rows(first, last, [&](int, const AttentionQuery& query, int head) {
+        merge(query, head, num_pieces);
+      });
     }
   }
 
-  void merge_records() {
-    for (int row = 0; row < num_rows(); ++row) merge_row(row);
-  }
-
-  void merge_row(int row) {
-    const int num_pieces = plan_.merge(at_.unit.sequence).num_pieces;
-    float factors[kMaxPieces];
+  void merge(const AttentionQuery& query, int head, int num_pieces) {
+    const float* record = plan_.record(query, 0, head);
+    const float* ends = record + plan_.record_size() - 2;
+    const ptrdiff_t stride = plan_.record(query, 1, head) - record;  // from piece to piece
+    float factors[kMaxPieces] = {};
     float top = kHidden, weight_sum = 0.0f;
-    for (int i = 0; i < num_pieces; ++i) {
-      top = std::max(top, record(i, row)[plan_.record_size() - 2]);
-    }
-    for (int i = 0; i < num_pieces; ++i) {
-      const float* ends = record(i, row) + plan_.record_size() - 2;
-      factors[i] = std::exp2(ends[0] - top);
-      weight_sum += factors[i] * ends[1];
-    }
-    float* sums = scratch_.sums;
+    for (int i = 0; i < num_pieces; ++i) top = std::max(top, ends[i * stride]);
+    for (int i = 0; i < num_pieces; ++i) factors[i] = ends[i * stride] - top;
+    for (int i = 0; i < num_pieces; i += kLanes) store(factors + i, exp2(load(factors + i)));
+    for (int i = 0; i < num_pieces; ++i) weight_sum += factors[i] * ends[i * stride + 1];
+    float* sums = scratch_.sums;  // the unit's own are in its records
     for (int d = 0; d < width_; d += kLanes) {
       Vec sum = zero();
       for (int i = 0; i < num_pieces; ++i) {
-        sum = fma(splat(factors[i]), load(record(i, row) + d), sum);
+        sum = fma(splat(factors[i]), load(record + i * stride + d), sum);
       }
       store(sums + d, sum);
     }
-    write_result(row, sums, top, weight_sum);
+    write_result(query.token, head, sums, top, weight_sum);
   }
 
   const AttentionPlan& plan_;

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "attention.h"
@@ -40,11 +41,16 @@ class Program final : public ProgramBase {
         layers_(model.layers, model.layers + model.num_layers),
         kinds_(model.kinds, model.kinds + model.num_kinds),
         plans_(model.num_kinds),
+        kind_groups_(model.num_kinds),
         mixture_(team.size()),
         own_(team.size()) {}
 
   void set_caches(const LayerCache* caches) override {
     caches_.assign(caches, caches + layers_.size());
+    for (auto& groups : kind_groups_) groups.clear();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (layers_[i].qkv.data != nullptr) kind_groups_[layers_[i].kind].insert(caches_[i].group);
+    }
   }
 
   // What `step` points to must stay until its last part is computed.
@@ -57,7 +63,7 @@ class Program final : public ProgramBase {
       const KindTerms& kind = kinds_[i];
       plans_[i].build({kind.num_heads, kind.num_kv_heads, kind.head_dim, kind.block_size,
                        kind.window},
-                      batch, team_.size());
+                      batch, tables_of(i), team_.size());
       scratch_bytes = std::max(scratch_bytes, AttentionScratch::num_bytes(plans_[i]));
     }
     reserve(scratch_bytes);
@@ -119,6 +125,14 @@ class Program final : public ProgramBase {
   };
 
   static Packed<W> packed(const MatrixTerms& m) { return packed_as<W>(m); }
+
+  // Where the layers of a kind have the step's tokens.
+  std::vector<const int32_t*> tables_of(size_t kind) const {
+    std::vector<const int32_t*> tables;
+    if (step_.num_sequences == 0) return tables;  // there may be no groups then
+    for (int group : kind_groups_[kind]) tables.push_back(step_.groups[group].block_tables);
+    return tables;
+  }
 
   void reserve(size_t scratch_bytes) {
     const int num_rows = step_.num_tokens;
@@ -352,7 +366,8 @@ class Program final : public ProgramBase {
   Team& team_;
   const std::vector<LayerTerms> layers_;
   const std::vector<KindTerms> kinds_;
-  std::vector<AttentionPlan> plans_;
+  std::vector<AttentionPlan> plans_;  // of each kind
+  std::vector<std::set<int>> kind_groups_;  // whose blocks hold the tokens of each kind's layers
   ExpertMixture<W> mixture_;
   std::vector<LayerCache> caches_;
   StepTerms step_{};

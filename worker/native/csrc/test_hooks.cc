@@ -62,16 +62,31 @@ void with_type(int is_bf16, F&& f) {
   is_bf16 ? f(static_cast<bf16*>(nullptr)) : f(static_cast<float*>(nullptr));
 }
 
+void build(const ShoalTestAttention& a, const std::vector<const int32_t*>& tables,
+           AttentionPlan& plan) {
+  plan.build({a.num_heads, a.num_kv_heads, a.head_dim, a.block_size, a.window},
+             {a.num_sequences, a.query_lens, a.context_lens, a.table_width}, tables,
+             a.num_threads);
+}
+
 }  // namespace
+
+// Into how many units a step's attention is cut. other_tables: of another group of layers, or null.
+SHOAL_API int shoal_test_attention_units(const ShoalTestAttention* args,
+                                         const int32_t* other_tables) {
+  AttentionPlan plan;
+  std::vector<const int32_t*> tables{args->block_tables};
+  if (other_tables != nullptr) tables.push_back(other_tables);
+  build(*args, tables, plan);
+  return plan.num_tasks();
+}
 
 // Returns the fastest repetition's seconds.
 SHOAL_API double shoal_test_attention(const ShoalTestAttention* args) {
   const ShoalTestAttention& a = *args;
   Team team(a.num_threads);
   AttentionPlan plan;
-  plan.build({a.num_heads, a.num_kv_heads, a.head_dim, a.block_size, a.window},
-             {a.num_sequences, a.query_lens, a.context_lens, a.table_width},
-             a.num_threads);
+  build(a, {a.block_tables}, plan);
   Scratch scratch(a.num_threads);
   const size_t num_bytes = AttentionScratch::num_bytes(plan);
   for (auto& memory : scratch) memory.reset(new char[num_bytes]());
