@@ -55,11 +55,22 @@ def test_exponentials_keep_their_limits(variant: str, number: int) -> None:
 
 
 @ON_VARIANTS
+def test_exponential_of_softmax_is_accurate_and_keeps_its_limits(variant: str) -> None:
+    x = torch.cat((torch.linspace(-125, 0, 20011), torch.linspace(-1, 0, 20011)))
+    expected = torch.exp2(x.double())
+    assert ((applied(variant, 5, x) - expected).abs() <= 2e-7 * expected).all()
+    ends = torch.tensor([-torch.inf, torch.nan, 0.0, -0.0, -125.5, -1e30, -125.0])
+    y = applied(variant, 5, ends)
+    assert y[1].isnan()
+    assert y[[0, 2, 3, 4, 5, 6]].tolist() == [0.0, 1.0, 1.0, 0.0, 0.0, 2.0**-125]
+
+
+@ON_VARIANTS
 @pytest.mark.parametrize("kind", range(len(ACTIVATIONS)))
 def test_activations_match_torch(variant: str, kind: int) -> None:
     x = torch.linspace(-12, 12, 5003)
     expected = ACTIVATIONS[kind](x.double())
-    assert (applied(variant, 5 + kind, x) - expected).abs().max() < 2e-6
+    assert (applied(variant, 6 + kind, x) - expected).abs().max() < 2e-6
 
 
 @ON_VARIANTS

@@ -81,13 +81,13 @@ CASES = {
     "nested": Case([(1, 1100)] * 3, [((0, 1), 1024), ((0, 2), 512)], 1 + 2 + 3),
     "ends inside a piece": Case([(1, 900)] * 3, [(range(3), 704)], 1 + 3),
     "shorter than a piece": Case([(1, 600)] * 3, [(range(3), 496)], 6),
-    "more rows than a unit holds": Case([(1, 530)] * 40, [(range(40), 512)], 2 + 40),
+    "more rows than a unit holds": Case([(1, 530)] * 80, [(range(80), 512)], 2 + 80),
     "several tokens": Case([(3, 700)] * 4, [(range(4), 512)], 1 + 4),
     "any number of tokens": Case([(1, 700), (4, 530), (2, 900)], [(range(3), 512)], 1 + 3),
     "tokens that do not see all of a piece": Case([(5, 1027)] * 2, [(range(2), 1008)], 1 + 4),
     "own tokens in the common blocks": Case([(1, 1024)] * 2, [(range(2), 1024)], 1 + 2),
     "beside prompts": Case(
-        [(40, 700), (1, 700), (1, 600), (70, 70)], [(range(3), 512)], 2 * 2 + 2 * 3 + (1 + 2)
+        [(70, 730), (1, 700), (1, 600), (150, 150)], [(range(3), 512)], 2 * 2 + 2 * 3 + (1 + 2)
     ),
     "small blocks": Case([(1, 600)] * 3, [(range(3), 512)], 1 + 3, block_size=4),
     "blocks over the ends of pieces": Case([(1, 600)] * 3, [(range(3), 528)], 1 + 3, 48),

@@ -364,7 +364,7 @@ class AttentionWorker {
     const Vec scale = splat(factor), top = splat(maximum);
     Vec sum = load(scratch_.weight_sums + row * kLanes) * splat(old_factor);
     for (int j = 0; j < num_keys; j += kLanes) {
-      const Vec weight = exp2(load(scores + j) * scale - top);
+      const Vec weight = exp2_to_one(load(scores + j) * scale - top);
       sum = sum + weight;
       Dot::store_units(weights, j, weight);
     }

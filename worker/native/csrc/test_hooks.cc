@@ -101,7 +101,7 @@ SHOAL_API double shoal_test_attention(const ShoalTestAttention* args) {
   return fastest;
 }
 
-// function: 0 exp, 1 exp2, 2 tanh, 3 sigmoid, 4 normal_cdf, 5 and on: activations of that kind.
+// function: 0 exp, 1 exp2, 2 tanh, 3 sigmoid, 4 normal_cdf, 5 exp2_to_one, 6 and on: activations.
 SHOAL_API void shoal_test_function(int function, const float* x, int n, float* y) {
   const auto apply = [&](auto f) {
     for_lanes(n, [&](int i, int count) { store_first(y + i, f(load_some(x + i, count)), count); });
@@ -112,7 +112,8 @@ SHOAL_API void shoal_test_function(int function, const float* x, int n, float* y
     case 2: return apply([](Vec v) { return tanh(v); });
     case 3: return apply([](Vec v) { return sigmoid(v); });
     case 4: return apply([](Vec v) { return normal_cdf(v); });
-    default: return with_activation(function - 5, apply);
+    case 5: return apply([](Vec v) { return exp2_to_one(v); });
+    default: return with_activation(function - 6, apply);
   }
 }
 

@@ -126,6 +126,15 @@ inline Vec double_lanes(Vec x) {
   const IntVec order = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
   return _mm512_permutexvar_ps(order, x);
 }
+// x * 2^n for the n of `shifted` = n + 1.5 * 2^23, where both x and the result are normal numbers;
+// zero where the mask is not set.
+inline Vec raise(Mask mask, Vec x, Vec shifted) {
+  const IntVec exponents = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(
+      _mm512_maskz_add_epi32(mask, _mm512_castps_si512(x), exponents));
+}
+// Also where either is a NaN.
+inline Mask not_below(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
 // Changes the sign of even lanes.
 inline Vec negate_even(Vec x) {
   return _mm512_xor_ps(x, _mm512_castsi512_ps(_mm512_set1_epi64(0x80000000)));
@@ -223,6 +232,15 @@ inline Vec swap_pairs(Vec x) { return _mm256_permute_ps(x, 0xb1); }
 inline Vec double_lanes(Vec x) {
   return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
 }
+// x * 2^n for the n of `shifted` = n + 1.5 * 2^23, where both x and the result are normal numbers;
+// zero where the mask is not set.
+inline Vec raise(Mask mask, Vec x, Vec shifted) {
+  const IntVec exponents = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+  const IntVec y = _mm256_add_epi32(_mm256_castps_si256(x), exponents);
+  return _mm256_and_ps(_mm256_castsi256_ps(y), mask);
+}
+// Also where either is a NaN.
+inline Mask not_below(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
 // Changes the sign of even lanes.
 inline Vec negate_even(Vec x) {
   return _mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_set1_epi64x(0x80000000)));
@@ -246,6 +264,15 @@ inline Vec exp2(Vec x) {
   x = min(splat(200.0f), max(splat(-200.0f), x));  // a NaN passes as the second operand
   const Vec n = round_even(x);
   return scale_by_power(exp2_of_fraction(x - n), n);
+}
+
+// The same for x <= 0, as softmax has it, but 0 from 2^-125 down: half the work, since adding what is
+// large rounds, and an exponent is added as an integer.
+inline Vec exp2_to_one(Vec x) {
+  const Vec large = splat(12582912.0f);  // 1.5 * 2^23
+  const Vec shifted = x + large;
+  const Vec f = x - (shifted - large);
+  return raise(not_below(x, splat(-125.0f)), exp2_of_fraction(f), shifted);
 }
 
 // e^x, relative error below 2e-7; a NaN stays one.
