@@ -1,6 +1,6 @@
 """The compiled kernels as a ctypes library: chosen for this CPU, loaded once a process.
 
-Owns the functions' signatures. Every call lets other Python threads run while it computes. Where
+Owns the functions' signatures. Calls that compute let other Python threads run meanwhile. Where
 there is no library (no compiler and none packaged, another architecture), one line in the log says
 so and models run on torch. Called by the model runner and by tests.
 """
@@ -40,6 +40,9 @@ _STRUCTURES = (  # as `shoal_struct_bytes` numbers them
     LayerAttentionStruct,
     GroupStruct,
 )
+# Short ones between a step's Python: who let another thread in for one of them would wait for that
+# thread's whole turn with the interpreter, in the middle of a step.
+_KEEPING_THE_LOCK = ("shoal_begin_step", "shoal_set_caches", "shoal_attention_begin")
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_struct_bytes": (c_int, [c_int]),
     "shoal_team_create": (c_void_p, [c_int]),
@@ -125,8 +128,11 @@ def load_library(variant: Variant) -> ctypes.CDLL:
     path = library_path(variant)
     try:
         library = ctypes.CDLL(str(path))
+        keeping_the_lock = ctypes.PyDLL(str(path))
     except OSError as error:
         raise NativeBuildError(f"cannot load {path}: {error}") from error
+    for name in _KEEPING_THE_LOCK:
+        setattr(library, name, getattr(keeping_the_lock, name))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
