@@ -31,10 +31,13 @@ constexpr int kLineBytes = 64;
 // waits for one of its few line buffers (a tenth to a sixth slower for one row to four).
 constexpr int kAheadBytes = 8192;
 
-template <int kLines>
+// And into the first cache, where decoding leaves time for it: with up to so many rows.
+constexpr int kNearBytes = 1536, kNearRows = 4;
+
+template <int kLines, _mm_hint kHint = _MM_HINT_T1>
 inline void prefetch(const char* p) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kLines; ++i) _mm_prefetch(p + i * kLineBytes, _MM_HINT_T1);
+  for (int i = 0; i < kLines; ++i) _mm_prefetch(p + i * kLineBytes, kHint);
 }
 
 // acc[r] += row r's number times a vector, for one k.
@@ -135,12 +138,14 @@ inline void multiply_pair(Vec (&acc)[kRows][kPanelVecs], const bf16* a, ptrdiff_
 template <class W>
 struct PlainPanel {
   static constexpr int kGroup = 2, kStepBytes = kDepth * kPanel * sizeof(W);
+  static constexpr bool kIsCoded = false;
   const W* at;
   void advance(int depth) { at += ptrdiff_t{depth} * kPanel; }
 };
 
 struct CodedPanel {
   static constexpr int kGroup = kQuad, kStepBytes = kDepth / kQuad * kQuadBytes;
+  static constexpr bool kIsCoded = true;
   const uint8_t* at;
   IntVec table;
   void advance(int depth) { at += ptrdiff_t{depth} / kQuad * kQuadBytes; }
@@ -224,6 +229,10 @@ inline void multiply(const X* a, ptrdiff_t stride, P b, int depth, const char* a
   for (int k = 0; k < depth; k += kDepth) {
     prefetch<kLines>(ahead);
     ahead += kLines * kLineBytes;
+    if constexpr (P::kIsCoded && kRows <= kNearRows) {
+      const char* near = reinterpret_cast<const char*>(b.at) + kNearBytes;
+      prefetch<P::kStepBytes / kLineBytes, _MM_HINT_T0>(near);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < kDepth; i += P::kGroup) multiply_group<kRows>(acc, a, stride, b, i);
     a += kDepth;
