@@ -93,6 +93,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         # From the engine's thread: steps and what they brought.
         self._arrived: deque[tuple[int, list[RequestOutput]]] = deque()
         self._is_collecting = False  # a call of `_collect` is on its way
+        self._send_at_s = 0.0  # not before: the next message
         self._streams: set[GatewayStream] = set()
         self._event_loop = asyncio.get_running_loop()
 
@@ -226,13 +227,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 await context.abort(status, reason)
 
     def _collect(self) -> None:
-        """Sends on what has arrived, and looks again after an interval until nothing has."""
+        """Sends on what has arrived, an interval after the last message at the earliest."""
+        now_s = self._event_loop.time()
+        if now_s < self._send_at_s:
+            self._event_loop.call_at(self._send_at_s, self._collect)
+            return
+        self._is_collecting = False  # before looking: what comes from here on calls again
         if not self._arrived:
-            self._is_collecting = False
-            if not self._arrived:
-                return
-            self._is_collecting = True  # it came in between and told nobody
-        self._event_loop.call_later(self._send_interval_s, self._collect)
+            return
+        self._send_at_s = now_s + self._send_interval_s
         step, outputs = self._arrived.popleft()
         while self._arrived:
             step, more = self._arrived.popleft()
