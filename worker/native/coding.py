@@ -7,7 +7,6 @@ Called by `Packer` for each weight as soon as it is packed.
 import ctypes
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,12 +44,6 @@ def coded(library: ctypes.CDLL, team: Team, weight: PackedWeight) -> PackedWeigh
     if num_strays < 0:
         return weight
     return replace(weight, data=data, codes=codes, strays=strays)
-
-
-def num_strays(weight: PackedWeight) -> int:
-    """Of a coded weight."""
-    assert weight.codes is not None
-    return int(weight.codes.numpy().view(np.int32)[:, -1].sum())
 
 
 def _bytes(num_panels: int, size: int) -> Tensor:
