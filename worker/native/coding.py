@@ -23,7 +23,9 @@ _FEW_STRAYS = 8  # of a panel, in any case
 
 
 def coded(library: ctypes.CDLL, team: Team, weight: PackedWeight) -> PackedWeight:
-    """The same weight, or `weight` itself where coding would not pay or does not apply."""
+    """The same weight, whose memory goes on the way; or `weight` itself where coding would not pay
+    or does not apply.
+    """
     if weight.dtype != torch.bfloat16 or not weight.data.numel():
         return weight
     num_panels, depth = weight.num_panels, weight.depth
@@ -31,7 +33,7 @@ def coded(library: ctypes.CDLL, team: Team, weight: PackedWeight) -> PackedWeigh
     data = _bytes(num_panels, depth * PANEL * _BITS // 8)
     codes = _bytes(num_panels, _CODE_BYTES)
     strays = _bytes(num_panels, max_strays * _STRAY_BYTES)
-    num_strays = library.shoal_encode(
+    is_coded = library.shoal_encode(
         team.handle,
         weight.data.data_ptr(),
         num_panels,
@@ -41,7 +43,7 @@ def coded(library: ctypes.CDLL, team: Team, weight: PackedWeight) -> PackedWeigh
         strays.data_ptr(),
         max_strays,
     )
-    if num_strays < 0:
+    if not is_coded:
         return weight
     return replace(weight, data=data, codes=codes, strays=strays)
 

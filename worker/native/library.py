@@ -79,7 +79,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_attention_begin": (c_int, [c_void_p, POINTER(KindStruct), POINTER(StepStruct)]),
     "shoal_attention_run": (None, [c_void_p, POINTER(LayerAttentionStruct)]),
     "shoal_encode": (
-        c_int64,
+        c_int,
         [
             c_void_p,  # team
             c_void_p,  # data

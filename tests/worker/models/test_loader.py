@@ -292,7 +292,8 @@ def test_rank_of_two_takes_little_more_memory_than_its_half(tmp_path: Path, into
     command = [sys.executable, "-m", "benchmarks.loading", str(tmp_path), "--tp", "2"]
     output = subprocess.check_output([*command, "--rank", "1", "--into", into], timeout=60)
     loaded = json.loads(output)
-    assert 0.45 * file_bytes < loaded["own_bytes"] < 0.55 * file_bytes
+    kept = 0.375 if into == "kernels" else 0.5  # of 16 bits the kernels keep 12
+    assert kept - 0.05 < loaded["own_bytes"] / file_bytes < kept + 0.05
     assert loaded["own_bytes"] < loaded["peak_bytes"] < 0.6 * file_bytes
 
 

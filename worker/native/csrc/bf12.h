@@ -4,9 +4,10 @@
 // in ten thousand. Of each number the low byte (the exponent's last bit and the mantissa) is kept as
 // it is, and the high byte (the sign and the rest of the exponent) becomes a code of four bits,
 // looked up in its panel's table. The few numbers beyond are strays: another number stands in for
-// them, and the difference is added to the panel's sums one by one. A single row then reads three quarters of the bytes, and memory is what it waits
-// for. After DFloat11 (Zhang et al. 2025, arXiv 2504.11651), which codes exponents with varying
-// length. Owns the layout and its decoding; encode.h writes it, gemm.h and pack.h read it.
+// them, and the difference is added to the panel's sums one by one. A single row then reads three
+// quarters of the bytes, and memory is what it waits for. After DFloat11 (Zhang et al. 2025, arXiv
+// 2504.11651), which codes exponents with varying length. Owns the layout and its decoding; encode.h
+// writes it, gemm.h and pack.h read it.
 //
 // Four k of a panel are three lines: the low bytes of two pairs of k, then codes, those of the first
 // pair in the lower halves of bytes. Within a line, eight bytes are four columns of a pair; such

@@ -1,8 +1,8 @@
 // Codes bf16 panels as bf12.h reads them. Called once a weight, while a model is loaded.
 //
 // A panel's codes are the eight neighbouring values of the exponent's upper bits that cover most of
-// a sample of its numbers, or, where that covers more, seven and zero's. Written as short loops over bytes, which compilers turn into
-// vectors.
+// a sample of its numbers, or, where that covers more, seven and zero's. Written as short loops over
+// bytes, which compilers turn into vectors.
 #pragma once
 
 #include <cstring>
@@ -82,29 +82,35 @@ inline bool encode_quad(const bf16* numbers, const Window& window, uint8_t* out)
 
 }  // namespace detail
 
-// Codes one panel [depth / 2][32][2] into `out`; `strays` takes up to max_strays. Returns whether
-// that was enough.
-inline bool encode_panel(const bf16* panel, int depth, uint8_t* out, PanelCode* code,
-                         Stray* strays, int max_strays) {
+// Chooses a panel's codes. Returns how many strays it has with them. panel: [depth / 2][32][2].
+inline int plan_panel(const bf16* panel, int depth, PanelCode* code) {
   const detail::Window window = detail::choose_window(panel, depth);
   const int zeros = window.has_zero;
   for (int i = 0; i < kCodes; ++i) {
     code->high[i] = static_cast<uint8_t>(i < zeros ? 0 : window.first + i - zeros);
     code->high[kCodes + i] = code->high[i] | 128;
   }
+  int num_strays = 0;
+  for (int i = 0; i < depth * kPanel; ++i) num_strays += !window.covers(detail::exponent(panel[i]));
+  return num_strays;
+}
+
+// Codes a panel that was planned. strays: room for as many as it has.
+inline void encode_panel(const bf16* panel, int depth, uint8_t* out, PanelCode* code,
+                         Stray* strays) {
+  const bool has_zero = code->high[0] == 0;
+  const detail::Window window{code->high[has_zero], has_zero};
   code->num_strays = 0;
   for (int k = 0; k < depth; k += kQuad, out += kQuadBytes) {
     const bf16* numbers = panel + k * kPanel;
     if (!detail::encode_quad(numbers, window, out)) continue;
     for (int i = 0; i < detail::kQuadNumbers; ++i) {
       if (window.covers(detail::exponent(numbers[i]))) continue;
-      if (code->num_strays == max_strays) return false;
       const int pair = i / (2 * kPanel), column = i / 2 % kPanel;
       strays[code->num_strays++] = {k + 2 * pair + i % 2, static_cast<uint16_t>(column),
                                     numbers[i]};
     }
   }
-  return true;
 }
 
 }  // namespace shoal

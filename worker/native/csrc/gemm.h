@@ -1,14 +1,14 @@
 // Matrix products with weights packed once: y = x W^T for one row to thousands.
 //
 // Owns the packed layout and how a product is cut into tasks; the innermost loops are
-// microkernel.h's, and what happens to a finished tile is the caller's (`Epilogue`). A weight [N, K] becomes panels of 32 of its rows, the
-// product's columns, each read as one sequential stream:
+// microkernel.h's, and what happens to a finished tile is the caller's (`Epilogue`). A weight [N, K]
+// becomes panels of 32 of its rows, the product's columns, each read as one sequential stream:
 //
 //     fp32  [N / 32][K][32]          bf16  [N / 32][K / 2][32][2]     (N, K padded with zeros)
 //
-// or, of bf16 numbers, into the twelve bits each of bf12.h,
-// so that one copy serves single rows, at the speed memory is read, and prompts. Every result is
-// summed over k in ascending order, whatever the number of rows: it does not depend on the batch.
+// or, of bf16, in the twelve bits of bf12.h, so that one copy serves single rows, at the speed
+// memory is read, and prompts. Every result is summed over k in ascending order (strays last),
+// whatever the number of rows: it does not depend on the batch.
 #pragma once
 
 #include <unistd.h>
@@ -50,7 +50,8 @@ struct Packed {
     return static_cast<const W*>(data) + static_cast<ptrdiff_t>(p) * depth * kPanel;
   }
   const uint8_t* coded_panel(int p) const {
-    return static_cast<const uint8_t*>(data) + static_cast<ptrdiff_t>(p) * depth / kQuad * kQuadBytes;
+    const ptrdiff_t num_quads = static_cast<ptrdiff_t>(p) * depth / kQuad;
+    return static_cast<const uint8_t*>(data) + num_quads * kQuadBytes;
   }
 };
 

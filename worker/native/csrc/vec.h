@@ -266,7 +266,7 @@ inline Vec exp2(Vec x) {
   return scale_by_power(exp2_of_fraction(x - n), n);
 }
 
-// The same for x <= 0, as softmax has it, but 0 from 2^-125 down: half the work, since adding what is
+// The same for x <= 0, as softmax has it, but 0 below 2^-125: half the work, since adding what is
 // large rounds, and an exponent is added as an integer.
 inline Vec exp2_to_one(Vec x) {
   const Vec large = splat(12582912.0f);  // 1.5 * 2^23
