@@ -181,3 +181,16 @@ def _struct(
         scale=head_dim**-0.5 if kind.scale is None else kind.scale,
         soft_cap=kind.soft_cap or 0.0,
     )
+
+
+def row_of(layout: BatchLayout, row: int) -> BatchLayout:
+    """One sequence of a batch, by itself."""
+    rows = slice(row, row + 1)
+    return BatchLayout(
+        layout.query_lens[rows],
+        layout.context_lens[rows],
+        np.ascontiguousarray(layout.block_tables[rows]),
+        layout.block_size,
+        layout.dtype,
+        layout.device,
+    )

@@ -1,11 +1,10 @@
 """Native attention equals the definition, over shapes, kinds, mixtures of lengths and variants."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.native.kernels import VARIANT_NAMES, attend, kernels, make_step
+from tests.worker.native.kernels import VARIANT_NAMES, attend, kernels, make_step, row_of
 from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -142,15 +141,7 @@ def test_result_does_not_depend_on_batch_or_threads(variant: str) -> None:
     together = attend(kernels(variant), q, cache, layout, kind, num_threads=2)
     start = 0
     for row, (query_len, _) in enumerate(lens):
-        rows = slice(row, row + 1)
-        alone = BatchLayout(
-            layout.query_lens[rows],
-            layout.context_lens[rows],
-            np.ascontiguousarray(layout.block_tables[rows]),
-            layout.block_size,
-            layout.dtype,
-            layout.device,
-        )
+        alone = row_of(layout, row)
         part = slice(start, start + query_len)
         for num_threads in (1, 3):
             out = attend(kernels(variant), q[part], cache, alone, kind, num_threads=num_threads)

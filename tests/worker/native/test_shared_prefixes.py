@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.native.kernels import VARIANT_NAMES, attend, count_units, kernels, make_step
+from tests.worker.native.kernels import (
+    VARIANT_NAMES,
+    attend,
+    count_units,
+    kernels,
+    make_step,
+    row_of,
+)
 from tests.worker.native.libraries import library_of
 from tests.worker.native.test_attention import check
 from worker.attention.base import AttentionKind, BatchLayout, LayerKVCache
@@ -47,18 +54,6 @@ def check_alone(
     for num_threads in (1, 2, 5):
         together = attend(library, q, cache, layout, kind, sinks, num_threads, num_repeats=2)
         assert torch.equal(together, torch.cat(parts))
-
-
-def row_of(layout: BatchLayout, row: int) -> BatchLayout:
-    rows = slice(row, row + 1)
-    return BatchLayout(
-        layout.query_lens[rows],
-        layout.context_lens[rows],
-        np.ascontiguousarray(layout.block_tables[rows]),
-        layout.block_size,
-        layout.dtype,
-        layout.device,
-    )
 
 
 @dataclass(frozen=True)
