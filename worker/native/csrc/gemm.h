@@ -210,13 +210,26 @@ void run_task(const Cut& c, int task, const Rows<X>& x, const Packed<W>& weight,
   detail::multiply_stripes(stripes, panel, x, detail::PlainWeight<W>{weight}, epilogue);
 }
 
-// One phase: all members call it alike.
+// One phase: all members call it alike. rows() gives a member the product's rows; it is called with a
+// task at hand, which may turn out to be another's: it must change nothing that others see.
+template <class W, class GetRows, class Epilogue>
+void multiply_rows(Member& member, GetRows&& rows, int num_rows, const Packed<W>& weight,
+                   Epilogue&& epilogue) {
+  decltype(rows()) x;
+  const Cut c = cut<std::remove_pointer_t<decltype(x.data)>>(num_rows, weight);
+  member.begin(c.num_tasks());
+  for (int task; (task = member.next_shared()) >= 0;) {
+    if (x.data == nullptr) x = rows();
+    run_task(c, task, x, weight, [&](const Tile& tile) {
+      if (member.claim()) epilogue(tile);
+    });
+  }
+}
+
 template <class X, class W, class Epilogue>
 void multiply(Member& member, const Rows<X>& x, int num_rows, const Packed<W>& weight,
               Epilogue&& epilogue) {
-  const Cut c = cut<X>(num_rows, weight);
-  member.begin(c.num_tasks());
-  for (int task; (task = member.next()) >= 0;) run_task(c, task, x, weight, epilogue);
+  multiply_rows(member, [&] { return x; }, num_rows, weight, epilogue);
 }
 
 }  // namespace shoal

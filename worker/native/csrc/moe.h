@@ -48,7 +48,7 @@ class ExpertMixture {
            int depth, Keep&& keep) {
     route(m, t, x, num_rows);
     m.begin(1);
-    if (m.next() >= 0) groups_.build(t, ids_.data(), num_rows * top_k_);
+    while (m.next() >= 0) groups_.build(t, ids_.data(), num_rows * top_k_);
     for_each(m, num_rows, [&](int r) { gather(x, r, depth); });
     multiply_groups(m, gathered_, t.up, [&](int place, const Packed<W>& w, const Tile& tile) {
       keep_gated(t, activation, w.bias, tile, place, hidden_);

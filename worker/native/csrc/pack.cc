@@ -69,11 +69,11 @@ SHOAL_API int shoal_encode(void* team, void* data, int num_panels, int depth, vo
       code[p].first_stray = p * max_strays;
       if (plan_panel(numbers + p * panel_size, depth, code + p) > max_strays) is_enough = false;
     }
+    if (!is_enough) return;  // all members have planned
     const int64_t fitting = kGivenBackBytes / (panel_size * static_cast<int64_t>(sizeof(bf16)));
     const int even = num_panels / (4 * member.size());
     const int run = std::max(1, std::min(static_cast<int>(fitting), even));
-    member.begin((num_panels + run - 1) / run);  // all members have planned
-    if (!is_enough) return;
+    member.begin((num_panels + run - 1) / run);
     for (int task; (task = member.next()) >= 0;) {
       const int first = task * run, last = std::min(num_panels, first + run);
       for (int p = first; p < last; ++p) {

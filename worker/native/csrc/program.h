@@ -43,7 +43,9 @@ class Program final : public ProgramBase {
         plans_(model.num_kinds),
         kind_groups_(model.num_kinds),
         mixture_(team.size()),
-        own_(team.size()) {}
+        own_(team.size()) {
+    for (const LayerTerms& l : layers_) has_mixture_ |= l.moe != nullptr;
+  }
 
   void set_caches(const LayerCache* caches) override {
     caches_.assign(caches, caches + layers_.size());
@@ -70,43 +72,43 @@ class Program final : public ProgramBase {
   }
 
   void look_up(Rows<float> x) override {
-    team_.run([&](Member& m) {
+    run([&](Member& m) {
       for_rows(m, step_.num_tokens, [&](int r) { look_up_row(r, x.row(r)); });
     });
   }
 
   void finish_embedding(Rows<float> x) override {
-    team_.run([&](Member& m) {
+    run([&](Member& m) {
       for_rows(m, step_.num_tokens, [&](int r) { finish_embedding_row(r, x.row(r)); });
     });
   }
 
   void run_layers(int first, int last, Rows<float> x) override {
-    team_.run([&](Member& m) {
+    run([&](Member& m) {
       for (int i = first; i < last; ++i) run_layer(m, i, x);
     });
   }
 
   void attention_part(int layer, Rows<float> x, Rows<float> y) override {
-    team_.run([&](Member& m) { attend(m, layer, x, Target{y}); });
+    run([&](Member& m) { attend(m, layer, x, Target{y}); });
   }
 
   // Of layers in parallel the result is added to y, which holds attention's.
   void mlp_part(int layer, Rows<float> x, Rows<float> y) override {
     const bool is_added = layers_[layer].order == kParallel;
-    team_.run([&](Member& m) { run_mlp(m, layer, x, Target{y, 1.0f, is_added}); });
+    run([&](Member& m) { run_mlp(m, layer, x, Target{y, 1.0f, is_added}); });
   }
 
   void add_part(int layer, bool is_attention, Rows<float> x, Rows<float> y) override {
-    team_.run([&](Member& m) { add(m, layer, is_attention, x, y); });
+    run([&](Member& m) { add(m, layer, is_attention, x, y); });
   }
 
   void logits(Rows<float> x, const Selection& selection) override {
-    team_.run([&](Member& m) { run_head(m, x, selection); });
+    run([&](Member& m) { run_head(m, x, selection); });
   }
 
   void run_step(Rows<float> x, const Selection& selection) override {
-    team_.run([&](Member& m) {
+    run([&](Member& m) {
       for_rows(m, step_.num_tokens, [&](int r) {
         look_up_row(r, x.row(r));
         finish_embedding_row(r, x.row(r));
@@ -117,6 +119,12 @@ class Program final : public ProgramBase {
   }
 
  private:
+  // A mixture's phases depend on what was routed: all members have to be at the same.
+  template <class Body>
+  void run(Body&& body) {
+    has_mixture_ ? team_.run(body) : team_.run_past_absent(body);
+  }
+
   // What a member has for itself.
   struct Own {
     Buffer<X> normed;
@@ -189,11 +197,12 @@ class Program final : public ProgramBase {
       for_rows(m, num_rows, [&](int r) { norm_row(norm, row(r), size, normed_.row(r)); });
       return multiply(m, normed_, num_rows, weight, epilogue);
     }
-    const Cut c = cut<X>(num_rows, weight);
-    m.begin(c.num_tasks());
-    Rows<X> normed = own_[m.index].normed.rows(kFewRows, weight.depth);
-    for (int r = 0; r < num_rows; ++r) norm_row(norm, row(r), size, normed.row(r));
-    for (int task; (task = m.next()) >= 0;) run_task(c, task, normed, weight, epilogue);
+    const auto norm_own = [&] {
+      Rows<X> normed = own_[m.index].normed.rows(kFewRows, weight.depth);
+      for (int r = 0; r < num_rows; ++r) norm_row(norm, row(r), size, normed.row(r));
+      return normed;
+    };
+    multiply_rows(m, norm_own, num_rows, weight, epilogue);
   }
 
   void look_up_row(int r, float* x) {
@@ -285,14 +294,15 @@ class Program final : public ProgramBase {
     const AttentionPlan& plan = plans_[l.kind];
     const int num_rows = step_.num_tokens;
     Own& own = own_[m.index];
+    const bool is_prepared = num_rows > kFewRows;
+    if (is_prepared) for_rows(m, num_rows, [&](int r) { prepare(layer, r, qkv_.row(r)); });
+    m.begin(plan.num_tasks());
+    int task = m.next();
+    if (task < 0) return;
     Rows<float> q = qkv_;  // in place
-    if (num_rows > kFewRows) {
-      for_rows(m, num_rows, [&](int r) { prepare(layer, r, q.row(r)); });
-      m.begin(plan.num_tasks());
-    } else {
-      m.begin(plan.num_tasks());
+    if (!is_prepared) {
       q = own.q.rows(kFewRows, l.heads.num_heads * l.heads.head_dim);
-      // All members write the same keys and values: none has to wait for another.
+      // All members with a task write the same keys and values: none has to wait for another.
       for (int r = 0; r < num_rows; ++r) prepare(layer, r, q.row(r));
     }
     const AttentionTerms terms{l.attention_scale, l.attention_soft_cap, l.alibi_slopes, l.sinks};
@@ -304,7 +314,7 @@ class Program final : public ProgramBase {
                                       attended_.stride,
                                       step_.groups[caches_[layer].group].block_tables};
     AttentionWorker<W, X> worker(plan, terms, tensors, own.scratch.reserve(0));
-    for (int task; (task = m.next()) >= 0;) worker.run(task);
+    for (; task >= 0; task = m.next()) worker.run(task);
   }
 
   void prepare(int layer, int r, float* q) {
@@ -368,6 +378,7 @@ class Program final : public ProgramBase {
   const std::vector<KindTerms> kinds_;
   std::vector<AttentionPlan> plans_;  // of each kind
   std::vector<std::set<int>> kind_groups_;  // whose blocks hold the tokens of each kind's layers
+  bool has_mixture_ = false;
   ExpertMixture<W> mixture_;
   std::vector<LayerCache> caches_;
   StepTerms step_{};
