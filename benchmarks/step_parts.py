@@ -7,8 +7,10 @@ prepared while this one runs; `wait` is what the host has left to wait then. Use
 the engine is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from worker.runner.input_batch import StepInputs
 from worker.runner.model_runner import ModelRunner
 
 PARTS = ("plan", "inputs", "forward", "sample", "wait", "hand_over")
+
+R = TypeVar("R")
 
 _Events = tuple[torch.cuda.Event, torch.cuda.Event]
 
@@ -88,10 +92,16 @@ class TimedRunner(ModelRunner):
         return inputs
 
     def _forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        return self._timed(super()._forward, inputs)
+
+    def _forward_greedy(self, inputs: StepInputs) -> tuple[Tensor, list[int]]:
+        return self._timed(super()._forward_greedy, inputs)
+
+    def _timed(self, forward: Callable[[StepInputs], R], inputs: StepInputs) -> R:
         if self.clock is None:
-            return super()._forward(inputs)
+            return forward(inputs)
         first = self._event()
-        out = super()._forward(inputs)
+        out = forward(inputs)
         last = self._event()
         self.clock.forward_s += self.clock.lap()
         self.on_device = None if first is None or last is None else (first, last)

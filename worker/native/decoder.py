@@ -29,6 +29,8 @@ from worker.native.terms import (
 )
 from worker.parallel.group import TPGroup
 
+_MOST_CHOICES = 1 << 24  # LargestColumns::kMostColumns
+
 
 class NativeDecoder:
     """The interface of `Decoder`. Takes its matrices out of the given one, which is of no further
@@ -66,6 +68,8 @@ class NativeDecoder:
         # The team must go after the program.
         destroy_with(self, _destroy, library, self._program, self._team)
         self._is_all_native = self._has_ends and self._native_until(0) == self.spec.num_layers
+        # Whether `forward_greedy` can be called.
+        self.can_choose = self._is_all_native and self.spec.vocab_size < _MOST_CHOICES
         self._stride = padded(self.spec.hidden_size)
         self._logits_stride = padded(decoder.lm_head.num_rows)
         self._caches: list[LayerKVCache] | None = None
@@ -97,14 +101,33 @@ class NativeDecoder:
 
         Raises: MemoryError when the step's buffers cannot be had.
         """
-        self._begin_step(token_ids, ctx)
-        x = torch.empty(len(token_ids), self._stride, dtype=torch.float32)
+        x = self._begin_step(token_ids, ctx)
         hidden = x[:, : self.spec.hidden_size]
         if self._is_all_native:
             return hidden, self._run_step(x, selected)
         self._embed(x, token_ids, ctx)
         self._run_layers(x, ctx)
         return hidden, self.logits(hidden.index_select(0, selected))
+
+    def forward_greedy(
+        self, token_ids: Tensor, ctx: ForwardContext, selected: Tensor
+    ) -> tuple[Tensor, list[int]]:
+        """As `forward`, but returns each row's greatest logit's place, the first of equal ones: the
+        logits themselves are kept nowhere. NaN counts as minus infinity.
+        """
+        assert self.can_choose, "a head that is not computed within the step"
+        x = self._begin_step(token_ids, ctx)
+        largest = (ctypes.c_int64 * len(selected))()
+        self._library.shoal_run_greedy_step(
+            self._program,
+            x.data_ptr(),
+            self._stride,
+            selected.data_ptr(),
+            len(selected),
+            largest,
+            self.spec.vocab_size,
+        )
+        return x[:, : self.spec.hidden_size], largest[:]
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [N, hidden], rows of `forward`'s result; returns [N, vocab_size] fp32."""
@@ -158,7 +181,8 @@ class NativeDecoder:
             self._run_in_parts(layer, x, rotations[layer], ctx)
             layer += 1
 
-    def _begin_step(self, token_ids: Tensor, ctx: ForwardContext) -> None:
+    def _begin_step(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """Returns the residual stream to be: [T, stride]."""
         if self._caches is not ctx.kv_caches:
             self._set_caches(ctx.kv_caches)
         layout = ctx.layouts[0]  # all groups' are of the same sequences
@@ -174,6 +198,7 @@ class NativeDecoder:
         if not self._library.shoal_begin_step(self._program, ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {len(token_ids)} tokens")
         self._num_tokens = len(token_ids)
+        return torch.empty(len(token_ids), self._stride, dtype=torch.float32)
 
     def _group_structs(self, ctx: ForwardContext) -> ctypes.Array[GroupStruct]:
         """Kept until the next step begins: the program reads them until this one ends."""

@@ -74,6 +74,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "shoal_add_part": (None, [c_void_p, c_int, c_int, c_void_p, c_void_p, c_int]),
     "shoal_logits": (None, [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]),
     "shoal_run_step": (None, [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]),
+    "shoal_run_greedy_step": (
+        None,
+        [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int],
+    ),
     "shoal_attention_create": (c_void_p, [c_void_p]),
     "shoal_attention_destroy": (None, [c_void_p]),
     "shoal_attention_begin": (c_int, [c_void_p, POINTER(KindStruct), POINTER(StepStruct)]),

@@ -104,6 +104,7 @@ class SlotState:
         is_largest = params.is_greedy and not self.has_edits  # of those that may come
         self.is_plain = is_largest and grammar is None
         self.is_greedy_in_grammar = is_largest and grammar is not None
+        self.needs_largest_only = self.is_plain and params.logprobs is None
 
     @property
     def position(self) -> int:

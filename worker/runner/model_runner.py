@@ -285,7 +285,11 @@ class ModelRunner:
         if not plan.sequences:
             return StepResult(token_ids=[])
         inputs = self._inputs(plan)
-        hidden, logits = self._forward(inputs)
+        largest: list[int] | None = None
+        if self._needs_largest_only:
+            hidden, largest = self._forward_greedy(inputs)
+        else:
+            hidden, logits = self._forward(inputs)
         scored = self._score_prompts(plan, inputs, hidden)
         if not inputs.sampled_slots:
             if self._tp.rank == 0:  # who times the step must see its end
@@ -293,7 +297,10 @@ class ModelRunner:
             return StepResult(token_ids=[], prompt_logprobs=scored)
         if self._sampler is None:
             return StepResult(token_ids=[])
-        new = self._sampler.step(logits, inputs.sampled_slots, inputs.drafts)
+        if largest is None:
+            new = self._sampler.step(logits, inputs.sampled_slots, inputs.drafts)
+        else:
+            new = self._sampler.take_largest(largest, inputs.sampled_slots, inputs.drafts)
         return StepResult(new.token_ids, new.logprobs, scored, new.failed, new.num_tokens)
 
     @torch.inference_mode()
@@ -346,19 +353,35 @@ class ModelRunner:
         if self._graphs is not None and self._graphs.takes(inputs):
             logits = self._graphs.logits(inputs)
             return logits.new_empty((0, self.spec.hidden_size)), logits
-        ctx = ForwardContext(
-            positions=inputs.positions,
-            slot_mappings=list(inputs.slot_mappings),
-            layouts=inputs.layouts,
-            kv_caches=self._kv_caches,
-            backend=self._backend,
-        )
+        ctx = self._context(inputs)
         if isinstance(self._model, NativeDecoder):
             return self._model.forward(inputs.token_ids, ctx, inputs.sampled_rows)
         hidden = self._model(inputs.token_ids, ctx)
         if not len(inputs.sampled_rows):
             return hidden, hidden.new_empty((0, self.spec.vocab_size))
         return hidden, self._logits(hidden, inputs.sampled_rows)
+
+    @property
+    def _needs_largest_only(self) -> bool:
+        """Whether the model can choose the next tokens itself."""
+        model, sampler = self._model, self._sampler
+        is_able = isinstance(model, NativeDecoder) and model.can_choose
+        return is_able and sampler is not None and sampler.needs_largest_only
+
+    def _forward_greedy(self, inputs: StepInputs) -> tuple[Tensor, list[int]]:
+        """All tokens' hidden states and the sampled rows' likeliest tokens: [S + D]."""
+        assert isinstance(self._model, NativeDecoder), "a model that cannot choose"
+        ctx = self._context(inputs)
+        return self._model.forward_greedy(inputs.token_ids, ctx, inputs.sampled_rows)
+
+    def _context(self, inputs: StepInputs) -> ForwardContext:
+        return ForwardContext(
+            positions=inputs.positions,
+            slot_mappings=list(inputs.slot_mappings),
+            layouts=inputs.layouts,
+            kv_caches=self._kv_caches,
+            backend=self._backend,
+        )
 
     def _logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Only these rows go through the head. Collective. Returns [rows, vocab_size] fp32."""

@@ -39,6 +39,12 @@ class Sampler:
         self._device = device
         self._slots: list[SlotState | None] = [None] * max_num_seqs
         self._num_constrained = 0
+        self._num_particular = 0  # that need more of their logits than the largest
+
+    @property
+    def needs_largest_only(self) -> bool:
+        """Whether `take_largest` does for all that are admitted."""
+        return not self._num_particular
 
     def admit(self, seq: AdmittedSequence) -> None:
         grammar = None
@@ -46,14 +52,18 @@ class Sampler:
             assert self._grammars is not None, "a grammar, but no vocabulary"
             grammar = self._grammars.start(seq.slot, seq.sampling.grammar, seq.output_token_ids)
             self._num_constrained += 1
-        self._slots[seq.slot] = SlotState(seq, self._vocab_size, grammar)
+        state = self._slots[seq.slot] = SlotState(seq, self._vocab_size, grammar)
+        self._num_particular += not state.needs_largest_only
 
     def release(self, slot: int) -> None:
         state = self._slots[slot]
-        if state is not None and state.grammar is not None:
+        if state is None:
+            return
+        if state.grammar is not None:
             assert self._grammars is not None
             self._grammars.release(state.grammar)
             self._num_constrained -= 1
+        self._num_particular -= not state.needs_largest_only
         self._slots[slot] = None
 
     def step(
@@ -70,6 +80,17 @@ class Sampler:
         states = [self._state(slot) for slot in slots]
         rows = ConstrainedRows(self._grammars, states, slots)
         return rows.complete(self._sampled(*rows.sampled_now(logits, drafts)))
+
+    def take_largest(
+        self, found: list[int], slots: list[int], drafts: list[list[int]] | None = None
+    ) -> Sampled:
+        """As `step`, of each row's largest logit: where `needs_largest_only`."""
+        num_tokens = None
+        if drafts is not None:
+            kept, num_tokens = _kept_rows(found, drafts)
+            found = [found[row] for row in kept]
+        self._append(slots, found, num_tokens)
+        return Sampled(found, num_tokens=num_tokens)
 
     def begin(self, logits: Tensor, slots: list[int]) -> tuple[Tensor, list[SlotState]]:
         """The next tokens of sequences that are all self-contained, [S] int64 on the device, and
@@ -91,8 +112,7 @@ class Sampler:
         logits = logits[:, : self._vocab_size]
         tokens = self._choose(logits, states).tolist() if states else []
         logprobs = _logprobs(logits, states, tokens)
-        for state, token_id in zip(states, tokens, strict=True):
-            state.append(token_id)
+        self._append(slots, tokens, None)
         return tokens, logprobs
 
     def verify(
@@ -119,7 +139,12 @@ class Sampler:
         self._append(slots, tokens, num_tokens)
         return tokens, logprobs, num_tokens
 
-    def _append(self, slots: list[int], tokens: list[int], num_tokens: list[int]) -> None:
+    def _append(self, slots: list[int], tokens: list[int], num_tokens: list[int] | None) -> None:
+        """num_tokens: of each sequence; None: one."""
+        if num_tokens is None:
+            for slot, token_id in zip(slots, tokens, strict=True):
+                self._state(slot).append(token_id)
+            return
         start = 0
         for slot, count in zip(slots, num_tokens, strict=True):
             for token_id in tokens[start : start + count]:

@@ -48,3 +48,36 @@ def test_each_group_has_tables_and_slots_of_its_own() -> None:
         slots = [4 * (tens + 1) + 2, 4 * (tens + 1) + 3, 4 * (tens + 2), 4 * (5 + group)]
         assert inputs.slot_mappings[group].tolist() == [*slots, 4 * (5 + group) + 1]
     assert inputs.slot_mappings.is_contiguous()
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.parametrize("are_sampled", [[True] * 4, [True, False, True, True]])
+def test_decodes_alone_are_what_they_are_beside_a_prompt(
+    num_groups: int, are_sampled: list[bool]
+) -> None:
+    batch = InputBatch(6, 64, 4, torch.float32, torch.device("cpu"), num_groups)
+    starts, slots = [0, 7, 33, 63], [5, 0, 3, 2]
+    blocks = iter(range(1, 1000))
+    decodes = [
+        ScheduledSequence(slot, start, 1, [next(blocks) for _ in range(16 * num_groups)], sampled)
+        for slot, start, sampled in zip(slots, starts, are_sampled, strict=True)
+    ]
+    prompt = ScheduledSequence(1, 0, 2, [next(blocks) for _ in range(num_groups)], True)
+    plan = StepPlan(1, [11, 12, 13, 14, 15, 16], [*decodes, prompt], [], [])
+    batch.apply(plan)
+    beside = batch.build(plan)
+    alone = batch.build(StepPlan(2, [11, 12, 13, 14], decodes, [], []))
+    assert alone.token_ids.tolist() == beside.token_ids[:4].tolist()
+    assert alone.positions.tolist() == beside.positions[:4].tolist()
+    assert alone.slot_mappings.equal(beside.slot_mappings[:, :4])
+    assert alone.slot_mappings.dtype == beside.slot_mappings.dtype
+    assert alone.sampled_rows.tolist() == beside.sampled_rows[:-1].tolist()
+    assert alone.sampled_slots == beside.sampled_slots[:-1]
+    assert alone.drafts is beside.drafts is None
+    assert alone.first_rows == beside.first_rows[:4]
+    for mine, ours in zip(alone.layouts, beside.layouts, strict=True):
+        assert mine.block_tables.tolist() == ours.block_tables[:4].tolist()
+        assert mine.block_tables.flags.c_contiguous
+        assert mine.query_lens.tolist() == ours.query_lens[:4].tolist()
+        assert mine.context_lens.tolist() == ours.context_lens[:4].tolist()
+        assert mine.query_lens.dtype == mine.context_lens.dtype == ours.query_lens.dtype

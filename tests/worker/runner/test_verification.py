@@ -108,3 +108,41 @@ def test_what_was_guessed_wrong_leaves_no_trace(num_wrong: int) -> None:
     first, _, _ = sampler.verify(torch.stack(rows), [0], [wrong])
     rest, _ = one_by_one(sampler, model, [4, *first])
     assert (first + rest)[:NUM_TOKENS] == truth
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_the_largest_logits_alone_bring_the_same(seed: int) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0.0)
+    random = np.random.default_rng(seed)
+    whole, alone = (make_sampler(VOCAB_SIZE, [(params, [i], []) for i in range(3)]) for _ in "ab")
+    assert alone.needs_largest_only
+    for _ in range(4):
+        drafts = [random.integers(0, 3, size=random.integers(0, 3)).tolist() for _ in range(3)]
+        num_rows = 3 + sum(map(len, drafts))
+        logits = torch.tensor(random.normal(size=(num_rows, 3)) * 3).repeat(1, 4)
+        found = logits.argmax(dim=1).tolist()
+        slots = [2, 0, 1]
+        assert alone.take_largest(found, slots, drafts) == whole.step(logits, slots, drafts)
+    logits = torch.tensor(random.normal(size=(3, VOCAB_SIZE)))
+    found = logits.argmax(dim=1).tolist()
+    assert alone.take_largest(found, [0, 1, 2]) == whole.step(logits, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "particular",
+    [
+        SamplingParams(max_tokens=9, temperature=0.7),
+        SamplingParams(max_tokens=9, temperature=0.0, logprobs=0),
+        SamplingParams(max_tokens=9, temperature=0.0, min_tokens=2),
+        SamplingParams(max_tokens=9, temperature=0.0, logit_bias=((1, 2.0),)),
+    ],
+    ids=["drawn", "logprobs", "min_tokens", "bias"],
+)
+def test_one_request_that_needs_more_is_enough(particular: SamplingParams) -> None:
+    plain = SamplingParams(max_tokens=9, temperature=0.0)
+    sampler = make_sampler(VOCAB_SIZE, [(plain, [1], []), (particular, [2], [])])
+    assert not sampler.needs_largest_only
+    sampler.release(1)
+    sampler.release(1)
+    assert sampler.needs_largest_only

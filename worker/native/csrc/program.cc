@@ -108,3 +108,11 @@ SHOAL_API void shoal_run_step(void* program, float* x, int stride, const int64_t
   static_cast<ProgramBase*>(program)->run_step(rows(x, stride),
                                                {indices, num_rows, rows(out, out_stride)});
 }
+
+// The same, but of the logits only each row's greatest is kept: largest, [num_rows], the first of the
+// equal ones among num_columns, which must be fewer than LargestColumns can tell apart.
+SHOAL_API void shoal_run_greedy_step(void* program, float* x, int stride, const int64_t* indices,
+                                     int num_rows, int64_t* largest, int num_columns) {
+  static_cast<ProgramBase*>(program)->run_step(
+      rows(x, stride), {indices, num_rows, {}, largest, num_columns});
+}

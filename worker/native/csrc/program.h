@@ -17,6 +17,7 @@
 
 #include "attention.h"
 #include "buffer.h"
+#include "largest.h"
 #include "matrix.h"
 #include "model.h"
 #include "moe.h"
@@ -43,6 +44,7 @@ class Program final : public ProgramBase {
         plans_(model.num_kinds),
         kind_groups_(model.num_kinds),
         mixture_(team.size()),
+        largest_(team.size()),
         own_(team.size()) {
     for (const LayerTerms& l : layers_) has_mixture_ |= l.moe != nullptr;
   }
@@ -108,6 +110,7 @@ class Program final : public ProgramBase {
   }
 
   void run_step(Rows<float> x, const Selection& selection) override {
+    if (selection.largest != nullptr) largest_.start(selection.num_rows, selection.num_columns);
     run([&](Member& m) {
       for_rows(m, step_.num_tokens, [&](int r) {
         look_up_row(r, x.row(r));
@@ -116,6 +119,8 @@ class Program final : public ProgramBase {
       for (int i = 0; i < model_.num_layers; ++i) run_layer(m, i, x);
       if (selection.num_rows > 0) run_head(m, x, selection);
     });
+    if (selection.largest == nullptr) return;
+    for (int r = 0; r < selection.num_rows; ++r) selection.largest[r] = largest_.column(r);
   }
 
  private:
@@ -160,6 +165,7 @@ class Program final : public ProgramBase {
     for (const LayerTerms& l : layers_) {
       if (l.moe != nullptr) mixture_.reserve(*l.moe, num_rows, l.moe->up[0].depth);
     }
+    largest_.reserve(num_rows);
     y_ = y_buffer_.rows(num_rows, (model_.hidden_size + kPanel - 1) / kPanel * kPanel);
     for (Own& own : own_) {
       own.normed.rows(kFewRows, std::max(depth, model_.head.depth));
@@ -176,6 +182,7 @@ class Program final : public ProgramBase {
       for_vectors(t, head.bias, [&](int i, int column, Vec y) {
         y = y * splat(multiplier);
         if (cap != 0) y = splat(cap) * tanh(y * splat(1.0f / cap));
+        if (selection.largest != nullptr) return largest_.offer(m.index, i, column, y);
         store(selection.out.row(i) + column, y);
       });
     });
@@ -380,6 +387,7 @@ class Program final : public ProgramBase {
   std::vector<std::set<int>> kind_groups_;  // whose blocks hold the tokens of each kind's layers
   bool has_mixture_ = false;
   ExpertMixture<W> mixture_;
+  LargestColumns largest_;
   std::vector<LayerCache> caches_;
   StepTerms step_{};
   std::vector<Own> own_;

@@ -11,6 +11,8 @@ struct Selection {
   const int64_t* indices;
   int num_rows;
   Rows<float> out;
+  int64_t* largest = nullptr;  // if not null: only each row's greatest of num_columns, not `out`
+  int num_columns = 0;
 };
 
 // Used by one thread at a time; x: [T, stride], the residual stream of the step begun last.
