@@ -258,8 +258,8 @@ class AttentionWorker {
     fetcher_.start(next_.rows, next_.num_keys * (is_shared ? 1 : 2), next_row_size_);
     const bool is_packed = at_.rows_per_head > kFewQueryRows;
     const int num_lines = fetcher_.num_lines();
-    const int square = tile_.num_keys / kLanes * ((steps_ + kLanes - 1) / kLanes);
-    const int num_squares = at_.unit.num_kv_heads * square;
+    const int squares = (shape_.head_dim + Dot::kSquare - 1) / Dot::kSquare;  // of kLanes keys
+    const int num_squares = at_.unit.num_kv_heads * tile_.num_keys / kLanes * squares;
     const int num_steps = at_.unit.num_kv_heads * tile_.num_keys / Dot::kPerUnit;
     lines_per_square_ = (num_lines / (is_packed ? 1 : 2) + num_squares - 1) / num_squares;
     lines_per_step_ = (num_lines / 2 + num_steps - 1) / num_steps;

@@ -157,6 +157,7 @@ inline Vec broadcast_fp32(const Unit* a) { return splat(*reinterpret_cast<const 
 struct Fp32Dot {
   static constexpr int kPerUnit = 1;
   static constexpr int kVecGroup = 1;  // columns of values come in so many vectors at a time
+  static constexpr int kSquare = kLanes;  // numbers of a key that are turned at a time
 
   static Vec broadcast(const Unit* a) { return broadcast_fp32(a); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
@@ -223,6 +224,7 @@ inline Vec second_of_pairs(Vec x) {
 struct WidenedDot {
   static constexpr int kPerUnit = 1;
   static constexpr int kVecGroup = 2;
+  static constexpr int kSquare = 2 * kLanes;
 
   static Vec broadcast(const Unit* a) { return broadcast_fp32(a); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
@@ -292,6 +294,7 @@ struct WidenedDot {
 struct PairDot {
   static constexpr int kPerUnit = 2;
   static constexpr int kVecGroup = 2;
+  static constexpr int kSquare = 2 * kLanes;
 
   static Vec broadcast(const Unit* a) {
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*a)));
