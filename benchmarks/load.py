@@ -1,8 +1,8 @@
 """A load generator for OpenAI-compatible servers: streamed completions, raw HTTP/1.1 over asyncio.
 
-It shares its cores with the server it measures, so it uses no client library and looks for token
-events only by their bytes. Times are of the client: TTFT from the request's first byte sent to the
-first token's event, ITL between token events.
+It shares its cores with the server it measures, so it uses no client library, looks for token
+events only by their bytes, and takes what has arrived in one call. Times are of the client: TTFT
+from the request's first byte sent to the first token's event, ITL between token events.
 """
 
 import asyncio
@@ -90,32 +90,66 @@ async def stream_one(url: str, model: str, prompt: list[int], output_len: int) -
         f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    times = RequestTimes(time.perf_counter())
-    writer.write(head.encode() + body)
+    stream = _TokenStream(head.encode() + body)
+    transport, _ = await asyncio.get_running_loop().create_connection(
+        lambda: stream, parts.hostname, parts.port
+    )
     try:
-        num_tokens = await _read_tokens(reader, times)
+        num_tokens = await stream.num_tokens
     finally:
-        writer.close()
+        transport.close()
     if num_tokens != output_len:  # the servers compared must have done the same work
         raise RuntimeError(f"{num_tokens} tokens came instead of {output_len}")
-    return times
+    return stream.times
 
 
-async def _read_tokens(reader: asyncio.StreamReader, times: RequestTimes) -> int:
-    """Returns the number of tokens that the server counted."""
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise RuntimeError(f"the server answered {status!r} {await reader.read(2000)!r}")
-    last = b""
-    while line := await reader.readline():
-        if line.startswith(b"data: [DONE]"):
-            return int(json.loads(last[len("data: ") :])["usage"]["completion_tokens"])
+class _TokenStream(asyncio.Protocol):
+    """Sends a request and notes when its tokens come. `num_tokens`: as the server counted them,
+    once the stream has ended. An event lies within one chunk, as servers write them.
+    """
+
+    def __init__(self, request: bytes) -> None:
+        self.num_tokens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.times = RequestTimes(0.0)
+        self._request = request
+        self._rest = b""  # the beginning of a line
+        self._last = b""  # event
+        self._is_accepted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.times.started = time.perf_counter()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now_s = time.perf_counter()
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if not self._is_accepted and lines:
+            self._is_accepted = b" 200 " in lines[0]
+        if not self._is_accepted:
+            if lines:
+                self._fail(f"the server answered {data[:2000]!r}")
+            return
+        for line in lines:
+            if line.startswith(b"data: "):
+                self._take(line, now_s)
+
+    def _take(self, line: bytes, now_s: float) -> None:
         if line.startswith(b"data: {"):
-            last = line
+            self._last = line
             if b'"choices":[]' not in line:  # that of the usage
-                times.token_times.append(time.perf_counter())
-    raise RuntimeError("the stream ended without [DONE]")
+                self.times.token_times.append(now_s)
+        elif line.startswith(b"data: [DONE]") and not self.num_tokens.done():
+            usage = json.loads(self._last[len("data: ") :])["usage"]
+            self.num_tokens.set_result(int(usage["completion_tokens"]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("the stream ended without [DONE]")
+
+    def _fail(self, why: str) -> None:
+        if not self.num_tokens.done():
+            self.num_tokens.set_exception(RuntimeError(why))
 
 
 async def run_load(url: str, model: str, load: Load) -> LoadResult:
@@ -132,6 +166,13 @@ async def run_load(url: str, model: str, load: Load) -> LoadResult:
         await asyncio.gather(*(client() for _ in range(load.concurrency)))
     wall_s = time.perf_counter() - started
     return summarize(finished, wall_s, load)
+
+
+def measure(url: str, model: str, load: Load) -> LoadResult:
+    """`run_load` on the loop that takes least of the cores. Raises: as `run_load`."""
+    import uvloop  # not on every platform
+
+    return uvloop.run(run_load(url, model, load))
 
 
 def summarize(finished: list[RequestTimes], wall_s: float, load: Load) -> LoadResult:

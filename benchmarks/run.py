@@ -8,13 +8,14 @@ figures are to be compared within one run only.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.load import Load, LoadResult, run_load
 from benchmarks.machine import machine_facts
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = [*([args.model] if args.model else []), "--served-model-name", "bench"]
     flags += ["--tensor-parallel-size", str(args.tp)]
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), *flags) as live:
-        results = asyncio.run(measure(live, args.repeats))
+        results = uvloop.run(measure(live, args.repeats))
         report = {
             "start_s": live.started_in_s,
             "machine": machine_facts(*_PACKAGES),
