@@ -10,6 +10,7 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 
@@ -117,9 +118,8 @@ class _TokenStream(asyncio.Protocol):
         self._is_accepted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.times.started = time.perf_counter()
-        transport.write(self._request)
+        cast(asyncio.Transport, transport).write(self._request)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         now_s = time.perf_counter()

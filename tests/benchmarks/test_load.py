@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+import uvloop
 
 from benchmarks.load import Load, LoadResult, measure, run_load, stream_one
 
@@ -47,7 +48,7 @@ def load(output_len: int, num_requests: int = 1) -> Load:
 
 def test_tokens_are_counted_and_timed() -> None:
     answer = [HEAD, token("a"), token("b") + token("c"), usage(3)]
-    result = asyncio.run(load_on(answer, load(3, num_requests=4)))
+    result = uvloop.run(load_on(answer, load(3, num_requests=4)))
     assert result.num_tokens == 12
     assert 0 < result.ttft_p50_s < 1
     assert result.itl_p99_s >= 0.004
@@ -58,7 +59,7 @@ def test_tokens_are_counted_and_timed() -> None:
 def test_parts_may_end_anywhere(size: int) -> None:
     data = HEAD + token("a") + token("b") + usage(2)
     answer = [data[i : i + size] for i in range(0, len(data), size)]
-    assert asyncio.run(load_on(answer, load(2))).num_tokens == 2
+    assert uvloop.run(load_on(answer, load(2))).num_tokens == 2
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_parts_may_end_anywhere(size: int) -> None:
 )
 def test_a_failed_request_fails_the_measurement(answer: list[bytes], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        asyncio.run(load_on(answer, load(2)))
+        uvloop.run(load_on(answer, load(2)))
 
 
 def test_a_silent_server_meets_the_time_limit() -> None:
@@ -82,11 +83,11 @@ def test_a_silent_server_meets_the_time_limit() -> None:
         await run_load(f"http://127.0.0.1:{port}", "m", Load(1, 1, 4, 2, timeout_s=0.2))
 
     with pytest.raises(TimeoutError):
-        asyncio.run(silent())
+        uvloop.run(silent())
 
 
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(OSError):
         measure("http://127.0.0.1:9", "m", load(1))
     with pytest.raises(OSError):
-        asyncio.run(stream_one("http://127.0.0.1:9", "m", [1], 1))
+        uvloop.run(stream_one("http://127.0.0.1:9", "m", [1], 1))
