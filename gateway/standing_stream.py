@@ -26,6 +26,29 @@ _MAX_TICK_S = 0.25
 OPTIONS: ChannelOptions = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 
 
+# A message costs both ends some 0.2 ms of CPU whatever it carries, and requests that come together
+# arrive one by one.
+_SEND_INTERVAL_S = 0.002
+
+
+class SendPace:
+    """Keeps messages an interval apart, so that what comes meanwhile leaves together. The first
+    after a pause leaves at once. For one writer.
+    """
+
+    def __init__(self, interval_s: float = _SEND_INTERVAL_S) -> None:
+        self._interval_s = interval_s
+        self._next_s = 0.0
+
+    async def wait(self) -> None:
+        """Before a message."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            await asyncio.sleep(self._next_s - now_s)
+            now_s = self._next_s
+        self._next_s = now_s + self._interval_s
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Why a stream ended. `code` is None when this side gave it up."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gateway.standing_stream import Backoff, Loss, keep_open, run_until_lost
+from gateway.standing_stream import Backoff, Loss, SendPace, keep_open, run_until_lost
 
 
 async def forever() -> None:
@@ -94,3 +94,15 @@ async def test_a_session_that_fails_of_our_own_fault_is_followed_by_another(
     await asyncio.gather(keeper, return_exceptions=True)
     assert keeper.cancelled()
     assert reasons[1:] == ["the connection was closed"]
+
+
+async def test_messages_are_an_interval_apart_and_the_first_leaves_at_once() -> None:
+    pace, times = SendPace(interval_s=0.05), []
+    for _ in range(4):
+        await pace.wait()
+        times.append(time.monotonic())
+    assert times[-1] - times[0] >= 0.14
+    await asyncio.sleep(0.06)
+    before = time.monotonic()
+    await pace.wait()
+    assert time.monotonic() - before < 0.04
