@@ -72,21 +72,24 @@ def test_each_task_is_done_once_and_in_order(
 def test_nor_is_one_done_twice_or_early_when_a_member_is_away(
     num_threads: int, is_together: int, away_us: int
 ) -> None:
-    test, counts = run(
-        num_threads=num_threads,
-        num_calls=20,
-        num_phases=50,
-        num_tasks=8,
-        is_together=is_together,
-        is_shared=1,
-        task_us=2,
-        away_us=away_us,
-        away_every=11,
-        max_away=100,
-    )
-    assert (counts == 1).all()
-    assert test.num_too_early == 0
-    assert num_threads > 2 or test.num_away > 0  # of more there may be no cores
+    for _ in range(50):  # until the last member has got tasks
+        test, counts = run(
+            num_threads=num_threads,
+            num_calls=20,
+            num_phases=50,
+            num_tasks=8,
+            is_together=is_together,
+            is_shared=1,
+            task_us=2,
+            away_us=away_us,
+            away_every=11,
+            max_away=100,
+        )
+        assert (counts == 1).all()
+        assert test.num_too_early == 0
+        if test.num_away:
+            return
+    assert num_threads > 2  # of more there may be no cores
 
 
 @pytest.mark.parametrize(
