@@ -168,7 +168,7 @@ async def run_load(url: str, model: str, load: Load) -> LoadResult:
     return summarize(finished, wall_s, load)
 
 
-def measure(url: str, model: str, load: Load) -> LoadResult:
+def measure_load(url: str, model: str, load: Load) -> LoadResult:
     """`run_load` on the loop that takes least of the cores. Raises: as `run_load`."""
     import uvloop  # not on every platform
 

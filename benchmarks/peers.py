@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from benchmarks.limits import Limits, load_limit, measure_limits
-from benchmarks.load import Load, measure
+from benchmarks.load import Load, measure_load
 from benchmarks.machine import machine_facts
 from benchmarks.models import make_models
 from benchmarks.shapes import SHAPES
@@ -225,7 +225,7 @@ def _started(server: Server, model: Path, scenarios: Sequence[str]) -> dict[str,
     for scenario in scenarios:  # first-use costs are not part of a scenario
         load = SCENARIOS[scenario]
         warm = replace(load, num_requests=load.concurrency, output_len=8, seed=997)
-        measure(server.url, "m", warm)
+        measure_load(server.url, "m", warm)
     print(f"{server.name} started in {seconds:.1f} s", flush=True)
     return {"server": server.name, "first_token_s": seconds, "pss_mb": used["pss_mb"]}
 
@@ -234,7 +234,7 @@ def _measured(server: Server, scenario: str, repeat: int) -> dict[str, Any]:
     # Another seed for each, or a prefix cache would answer from the last one.
     load = replace(SCENARIOS[scenario], seed=1000 * repeat + list(SCENARIOS).index(scenario))
     before = server.usage()
-    result = measure(server.url, "m", load)
+    result = measure_load(server.url, "m", load)
     after = server.usage()
     row = {
         "server": server.name,

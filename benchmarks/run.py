@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import uvloop
-
-from benchmarks.load import Load, LoadResult, run_load
+from benchmarks.load import Load, LoadResult, measure_load
 from benchmarks.machine import machine_facts
 from tests.live import LiveCluster, serve
 
@@ -42,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = [*([args.model] if args.model else []), "--served-model-name", "bench"]
     flags += ["--tensor-parallel-size", str(args.tp)]
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), *flags) as live:
-        results = uvloop.run(measure(live, args.repeats))
+        results = measure(live, args.repeats)
         report = {
             "start_s": live.started_in_s,
             "machine": machine_facts(*_PACKAGES),
@@ -54,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def measure(live: LiveCluster, repeats: int) -> dict[str, dict[str, float]]:
+def measure(live: LiveCluster, repeats: int) -> dict[str, dict[str, float]]:
     # first-use costs are not part of a scenario
-    await run_load(live.url, "bench", Load(8, 8, 32, 8))
+    measure_load(live.url, "bench", Load(8, 8, 32, 8))
     results: dict[str, dict[str, float]] = {}
     for name, load in SCENARIOS.items():
         # Another seed each time, or the prefix cache would answer from the last repeat.
-        runs = [await run_load(live.url, "bench", replace(load, seed=i)) for i in range(repeats)]
+        runs = [measure_load(live.url, "bench", replace(load, seed=i)) for i in range(repeats)]
         results[name] = medians(runs)
     return results
 

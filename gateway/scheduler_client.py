@@ -19,14 +19,7 @@ import grpc
 from gateway import wire
 from gateway.cluster_snapshot import ClusterSnapshot
 from gateway.refusals import Code, Refusal
-from gateway.standing_stream import (
-    OPTIONS,
-    Backoff,
-    Loss,
-    SendPace,
-    keep_open,
-    run_until_lost,
-)
+from gateway.standing_stream import OPTIONS, Backoff, Loss, keep_open, keep_writing, run_until_lost
 from gateway.wire import Placement, PlacementQuery
 from protos import scheduler_pb2, scheduler_pb2_grpc
 
@@ -177,12 +170,7 @@ class SchedulerClient:
                 answer.set_result(wire.placement(reply))
 
     async def _write_commands(self, call: PlaceCall) -> None:
-        pace = SendPace()
-        while True:
-            await self._has_commands.wait()
-            await pace.wait()
-            self._has_commands.clear()
-            await self._write_queued(call)
+        await keep_writing(self._has_commands, lambda: self._write_queued(call))
 
     async def _write_queued(self, call: PlaceCall) -> None:
         # Questions first: none is taken back before it has been asked.

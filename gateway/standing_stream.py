@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from protos.channel import CLIENT_OPTIONS, ChannelOptions
+from protos.channel import CLIENT_OPTIONS, SEND_INTERVAL_S, ChannelOptions
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +26,12 @@ _MAX_TICK_S = 0.25
 OPTIONS: ChannelOptions = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 
 
-# A message costs both ends some 0.2 ms of CPU whatever it carries, and requests that come together
-# arrive one by one.
-_SEND_INTERVAL_S = 0.002
-
-
 class SendPace:
     """Keeps messages an interval apart, so that what comes meanwhile leaves together. The first
     after a pause leaves at once. For one writer.
     """
 
-    def __init__(self, interval_s: float = _SEND_INTERVAL_S) -> None:
+    def __init__(self, interval_s: float = SEND_INTERVAL_S) -> None:
         self._interval_s = interval_s
         self._next_s = 0.0
 
@@ -90,6 +85,20 @@ async def keep_open(
         finally:
             on_lost(reason)
         await asyncio.sleep(backoff.next_s())
+
+
+async def keep_writing(
+    has_commands: asyncio.Event, write_queued: Callable[[], Awaitable[None]]
+) -> None:
+    """Writes what is queued whenever there is something, at a pace: requests that come together are
+    queued one by one. Ends only with the stream.
+    """
+    pace = SendPace()
+    while True:
+        await has_commands.wait()
+        await pace.wait()
+        has_commands.clear()
+        await write_queued()
 
 
 async def run_until_lost(

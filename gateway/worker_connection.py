@@ -18,14 +18,7 @@ import grpc
 from gateway import wire
 from gateway.cluster_snapshot import ReplicaAddress
 from gateway.refusals import Refusal, unavailable
-from gateway.standing_stream import (
-    OPTIONS,
-    Backoff,
-    Loss,
-    SendPace,
-    keep_open,
-    run_until_lost,
-)
+from gateway.standing_stream import OPTIONS, Backoff, Loss, keep_open, keep_writing, run_until_lost
 from gateway.tokens import TokenDelta, TokenRequest
 from protos import common_pb2, worker_pb2, worker_pb2_grpc
 
@@ -222,12 +215,7 @@ class WorkerConnection:
     async def _write(self, call: ConnectCall) -> None:
         hello = worker_pb2.Hello(gateway_id=self._gateway_id, epoch=self.leader.epoch)
         await call.write(worker_pb2.WorkerCommand(hello=hello))
-        pace = SendPace()
-        while True:
-            await self._has_commands.wait()
-            await pace.wait()
-            self._has_commands.clear()
-            await self._write_queued(call)
+        await keep_writing(self._has_commands, lambda: self._write_queued(call))
 
     async def _write_queued(self, call: ConnectCall) -> None:
         # Submits first: only a request whose submit is out has its abort in the list.

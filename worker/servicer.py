@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos import worker_pb2, worker_pb2_grpc
-from protos.channel import SERVER_OPTIONS
+from protos.channel import SEND_INTERVAL_S, SERVER_OPTIONS
 from worker import wire
 from worker.engine.loop import EngineLoop
 from worker.engine.request import RequestOutput
@@ -30,9 +30,6 @@ _HEARTBEAT_INTERVAL_S = 1.0
 _WRITE_TIMEOUT_S = 10.0  # a gateway that takes no message for so long is cut
 _MAX_QUEUED_EVENTS = 4096  # or lags so many behind
 _CUT_TIMEOUT_S = 1.0
-# Steps shorter than this leave together. A message costs both ends some 0.2 ms of CPU whatever it
-# carries; an engine that makes a step in less would keep its gateway busy with nothing but that.
-_SEND_INTERVAL_S = 0.002
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[worker_pb2.WorkerCommand, worker_pb2.WorkerEvent]"
 
@@ -82,7 +79,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         max_queued_events: int = _MAX_QUEUED_EVENTS,
         write_timeout_s: float = _WRITE_TIMEOUT_S,
         heartbeat_interval_s: float = _HEARTBEAT_INTERVAL_S,
-        send_interval_s: float = _SEND_INTERVAL_S,
+        send_interval_s: float = SEND_INTERVAL_S,
     ) -> None:
         self.engine = engine
         self.identity = identity

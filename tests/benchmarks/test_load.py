@@ -6,7 +6,7 @@ import json
 import pytest
 import uvloop
 
-from benchmarks.load import Load, LoadResult, measure, run_load, stream_one
+from benchmarks.load import Load, LoadResult, measure_load, run_load, stream_one
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -88,6 +88,6 @@ def test_a_silent_server_meets_the_time_limit() -> None:
 
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(OSError):
-        measure("http://127.0.0.1:9", "m", load(1))
+        measure_load("http://127.0.0.1:9", "m", load(1))
     with pytest.raises(OSError):
         uvloop.run(stream_one("http://127.0.0.1:9", "m", [1], 1))
