@@ -28,6 +28,7 @@ from cluster.snapshot_feed import SnapshotFeed
 from cluster.startup_log import StartupLog
 from cluster.status_view import cluster_status
 from cluster.supervisor import SupervisorContext
+from worker.main_thread import yield_main_thread
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class ClusterScheduler:
         port = self._config.metrics_port
         self._metrics = MetricsServer(self._collector, port) if port else None
         self._control = asyncio.create_task(self._control_loop())
+        yield_main_thread()
         logger.info("scheduler_id=%s serves at %s", self._scheduler_id, self._address)
 
     async def _bind(self) -> grpc.aio.Server:

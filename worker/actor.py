@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from worker.config import ShardConfig
+from worker.main_thread import yield_main_thread
 
 if TYPE_CHECKING:
     from worker.shard import Shard
@@ -50,7 +51,9 @@ class ShardActor:
         import ray
 
         host = ray.util.get_node_ip_address()
-        return await self.shard.start(config, scheduler_address, host)
+        facts = await self.shard.start(config, scheduler_address, host)
+        yield_main_thread()
+        return facts
 
     async def describe(self) -> dict[str, Any]:
         """Leader only: all that a restarted scheduler needs to take this replica back."""
