@@ -1,8 +1,8 @@
 """The main thread of a Ray actor's process, whose ticks an engine's steps must not wait for.
 
 It looks for signals a hundred times a second (Ray has no setting for it), each time in the way of a
-thread that computes: with two cores a quarter of all preemptions of a step came from the two actors'
-main threads. Called by the actors themselves.
+thread that computes: of what woke beside steps on two cores a quarter were the two actors' main
+threads. Called by the actors themselves.
 """
 
 import contextlib
