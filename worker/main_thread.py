@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 
-_NICENESS = 19  # it runs where a core is free, and within about 100 ms where none is
+_NICENESS = 19  # it runs where a core is free, and seldom where none is
 
 
 def yield_main_thread() -> None:
     """Lowers that thread's priority alone, for ever; Linux only. To be called in another one, once
-    the process has its threads: those that the main thread starts later inherit it.
+    the process has its threads: those that the main thread starts later inherit it, as the one
+    does by which Ray takes in the ClusterScheduler's calls.
     """
     if sys.platform != "linux" or threading.current_thread() is threading.main_thread():
         return
